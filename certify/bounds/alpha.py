@@ -1,0 +1,145 @@
+"""Optimised slopes (alpha-CROWN, Xu et al. 2021) for every nonlinearity that declares slopes.
+
+Any slope inside its declared range is sound, so this optimises in whatever precision it is given
+and the result is evaluated again, rigorously, by whoever makes a claim. Each row has slopes of its
+own; the best value per row is kept, starting from the defaults, so the result is never below CROWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certify.bounds.crown import Slopes, State, row_bounds, unit_rows
+from certify.bounds.rows import UnitRows
+from certify.ops.record import RelaxedRule, Slope
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """Settings of the optimiser.
+
+    Attributes:
+        iterations: gradient steps.
+        rate: step of the first iteration, as a share of each slope's range.
+        decay: factor on the rate per iteration.
+        unit_iterations: gradient steps for the intermediate bound of each neuron that stays
+            ambiguous. Every neuron optimises its own bound, so at convergence the result dominates
+            slopes optimised jointly for the final rows; 0 keeps CROWN's intermediate bounds.
+    """
+
+    iterations: int = 20
+    rate: float = 0.4
+    decay: float = 0.9
+    unit_iterations: int = 6
+
+    @property
+    def inner(self) -> Alpha | None:
+        """Settings for intermediate bounds; None when they keep the default slopes."""
+        return replace(self, iterations=self.unit_iterations) if self.unit_iterations else None
+
+
+@dataclass
+class _Variable:
+    """One optimisable tensor with its Adam moments (Kingma and Ba 2015)."""
+
+    slope: Slope
+    value: Tensor
+    best: Tensor
+    first: Tensor
+    second: Tensor
+
+    def step(self, gradient: Tensor, rate: float, count: int) -> None:
+        self.first.lerp_(gradient, 0.1)
+        self.second.lerp_(gradient * gradient, 0.001)
+        scale = (self.second / (1 - 0.999**count)).sqrt_().add_(1e-12)
+        move = self.first / (1 - 0.9**count) / scale
+        reach = self.slope.high - self.slope.low
+        value = torch.addcmul(self.value.detach(), move, reach, value=rate)
+        self.value = value.maximum(self.slope.low).minimum(self.slope.high).requires_grad_()
+
+
+def optimise(
+    state: State,
+    rows: Mapping[int, Tensor],
+    settings: Alpha,
+    done: Callable[[Tensor], bool] | None = None,
+    *,
+    mirrored: bool = False,
+) -> tuple[Tensor, Slopes]:
+    """Lower bounds ``(B, R)`` of rows with slopes optimised per row, and those slopes.
+
+    Args:
+        rows: as in `row_bounds`.
+        done: looks at the best bounds so far; True stops.
+    """
+    count = max(r.index.shape[1] if isinstance(r, UnitRows) else r.shape[1] for r in rows.values())
+    count *= 2 if mirrored else 1
+    variables = _variables(state, rows, count)
+    with torch.enable_grad():
+        best: Tensor | None = None
+        rate = settings.rate
+        for iteration in range(settings.iterations + 1):
+            chosen = {i: tuple(v.value for v in group) for i, group in variables.items()}
+            values = row_bounds(state, rows, chosen, mirrored=mirrored)
+            best = _keep_best(values.detach(), best, variables)
+            if iteration == settings.iterations or not variables or (done and done(best)):
+                break
+            _ascend(values, variables, rate, iteration + 1)
+            rate *= settings.decay
+    assert best is not None  # noqa: S101 (narrowing only)
+    return best, {i: tuple(v.best for v in group) for i, group in variables.items()}
+
+
+def optimise_units(state: State, index: int, chosen: Tensor, settings: Alpha) -> Slopes:
+    """Slopes for the lower and upper bounds of elements ``chosen (B, R)`` of a step's result."""
+    rows: Any = {index: unit_rows(state, index, chosen)}
+    return optimise(state, rows, settings, mirrored=True)[1]
+
+
+def _variables(state: State, rows: Mapping[int, Tensor], count: int) -> dict[int, list[_Variable]]:
+    program, found = state.program, {}
+    above = frozenset().union(*(program.ancestors[i] for i in rows))
+    with torch.no_grad():
+        for index in sorted(above):
+            step = program.steps[index]
+            if step is None or step.affine:
+                continue
+            assert isinstance(step.rule, RelaxedRule)  # noqa: S101 (narrowing only)
+            if step.rule.slopes is None:
+                continue
+            slopes = step.rule.slopes(step.site, *step.operands(state.bounds))
+            if any(bool((s.high > s.low).any()) for s in slopes):
+                found[index] = [_variable(s, count) for s in slopes]
+    return found
+
+
+def _variable(slope: Slope, count: int) -> _Variable:
+    B = slope.start.shape[0]
+    start = slope.start.expand(B, count, *slope.start.shape[2:]).contiguous()
+    zeros = torch.zeros_like
+    return _Variable(slope, start.clone().requires_grad_(), start, zeros(start), zeros(start))
+
+
+def _keep_best(values: Tensor, best: Tensor | None, variables: dict[int, list[_Variable]]) -> Tensor:
+    if best is None:
+        return values
+    better = values > best
+    if bool(better.any()):
+        for variable in (v for group in variables.values() for v in group):
+            mask = better.reshape(*better.shape, *(1,) * (variable.best.dim() - 2))
+            variable.best = torch.where(mask, variable.value.detach(), variable.best)
+    return torch.where(better, values, best)
+
+
+def _ascend(values: Tensor, variables: dict[int, list[_Variable]], rate: float, count: int) -> None:
+    every = [v for group in variables.values() for v in group]
+    finite = torch.where(values.isfinite(), values, torch.zeros_like(values))
+    gradients = torch.autograd.grad(finite.sum(), [v.value for v in every], allow_unused=True)
+    for variable, gradient in zip(every, gradients, strict=True):
+        if gradient is not None:
+            variable.step(torch.nan_to_num(gradient, 0.0, 0.0, 0.0), rate, count)

@@ -1,0 +1,180 @@
+"""Backward linear bound propagation (CROWN, Zhang et al. 2018; on graphs, Xu et al. 2020).
+
+Rows start as coefficients of some step's result and are pulled back, step by step, to the model's
+inputs. Only lower bounds are computed: an upper bound is a lower bound of the negated row. Branches
+accumulate before their common source is visited, so residual connections cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certify.bounds.budget import Limits
+from certify.bounds.program import Program, Step
+from certify.bounds.rounding import UNIT64, Semantics, magnitude, relaxed_error, round_down
+from certify.bounds.rows import UnitRows, dense, pull_unit_rows
+from certify.core.region import Region
+from certify.ops.record import Interval, Relaxation
+
+Rows = Any  # Tensor (B, R, *shape) or UnitRows
+Relax = Callable[[Step], Relaxation]
+
+
+@dataclass
+class Sweep:
+    """One backward pass in progress: ``row . result >= sum_i coefficients_i . value_i + bias - error``.
+
+    Attributes:
+        coefficients: by step index, what is still to be pulled back.
+        bias, error: ``(B, R)``; ``error`` is None in search semantics.
+        mirrored: the rows also stand for their negations, which are appended at the first
+            relaxation (up to there they are simply the negative).
+    """
+
+    program: Program
+    bounds: Sequence[Interval | None]
+    errors: Mapping[int, Tensor]
+    semantics: Semantics
+    limits: Limits
+    bias: Tensor
+    error: Tensor | None
+    coefficients: dict[int, Rows] = field(default_factory=dict)
+    mirrored: bool = False
+
+    def run(self, relax: Relax, stop: frozenset[int] = frozenset()) -> None:
+        """Pull everything back to the model's inputs, or to steps in ``stop``."""
+        while True:
+            ready = [i for i in self.coefficients if i not in stop and self.program.steps[i]]
+            if not ready:
+                return
+            step = self.program.steps[max(ready)]
+            assert step is not None  # noqa: S101 (narrowing only)
+            self.limits.check()
+            if not step.affine and self.mirrored:
+                self._mirror()
+            rows = self.coefficients.pop(step.index)
+            self._charge(step, rows)
+            if step.affine:
+                self._affine(step, rows)
+            else:
+                self._relaxed(step, dense(rows), relax(step))
+
+    def minimum(self, region: Region, inputs: Sequence[int]) -> Tensor:
+        """Lower bounds ``(B, R)`` of the rows, with everything pulled back to ``inputs``."""
+        if self.mirrored:
+            self._mirror()
+        found = [self.coefficients.get(i) for i in inputs]
+        parts = tuple(None if rows is None else dense(rows) for rows in found)
+        if all(part is None for part in parts):
+            return self._close(torch.zeros_like(self.bias))
+        whole: Any = parts if len(parts) > 1 else parts[0]
+        return self._close(region.minimum(whole, rigorous=self.semantics.rigorous))
+
+    def box_minimum(self) -> Tensor:
+        """Lower bounds ``(B, R)``, concretised on the intervals of the steps where the pass stopped."""
+        if self.mirrored:
+            self._mirror()
+        total = torch.zeros_like(self.bias)
+        for index, rows in self.coefficients.items():
+            A, box = dense(rows), self.bounds[index]
+            assert box is not None  # noqa: S101 (narrowing only)
+            lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+            flat = A.flatten(2)
+            found = _dot(flat.clamp(min=0), lower) + _dot(flat.clamp(max=0), upper)
+            if self.semantics.rigorous:
+                size = _dot(flat.abs(), torch.maximum(lower.abs(), upper.abs()))
+                found = found - size * (2 * (flat.shape[-1] + 4) * UNIT64)
+            total = total + found
+        return self._close(total)
+
+    def _close(self, total: Tensor) -> Tensor:
+        result = total + self.bias
+        if self.error is not None:
+            result = round_down(result - self.error * (1 + 2.0**-30) - total.abs() * (2 * UNIT64))
+        return torch.nan_to_num(result, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+    def _charge(self, step: Step, rows: Rows) -> None:
+        """Subtract what rounding in this step can cost."""
+        error = self.errors.get(step.index)
+        if self.error is None or error is None:
+            return
+        if isinstance(rows, UnitRows):
+            self.error = self.error + rows.pick(error)
+        else:
+            self.error = self.error + _dot(rows.abs().flatten(2), error.flatten(1))
+
+    def _affine(self, step: Step, rows: Rows) -> None:
+        if step.offset is not None:
+            if isinstance(rows, UnitRows):
+                self._add_bias(rows.pick(step.offset.unsqueeze(0)))
+            else:
+                self._add_bias(torch.matmul(rows.flatten(2), step.offset.flatten()))
+        parts = pull_unit_rows(step, rows) if isinstance(rows, UnitRows) else None
+        if parts is None:
+            parts = step.rule.transpose(step.site, dense(rows), *step.constants)
+        for source, part in zip(step.sources, parts, strict=True):
+            if source is not None and part is not None:
+                self._accumulate(source, part)
+
+    def _relaxed(self, step: Step, A: Tensor, relaxation: Relaxation) -> None:
+        if self.error is not None:
+            cost = relaxed_error(step, relaxation, self.bounds)
+            self.error = self.error + _dot(A.abs().flatten(2), cost.expand(-1, *step.site.shape).flatten(1))
+        parts, bias = relaxation.backward(A)
+        self._add_bias(bias)
+        for source, part in zip(step.sources, parts, strict=True):
+            if source is not None and part is not None:
+                self._accumulate(source, part)
+
+    def _accumulate(self, source: int, part: Rows) -> None:
+        old = self.coefficients.get(source)
+        if old is None:
+            self.coefficients[source] = part
+            return
+        total = dense(old) + dense(part)
+        self.coefficients[source] = total
+        box = self.bounds[source]
+        if self.error is not None and box is not None:
+            size = magnitude(box).flatten(1)
+            self.error = self.error + _dot(total.abs().flatten(2), size) * (2 * UNIT64)
+
+    def _add_bias(self, term: Tensor) -> None:
+        self.bias = self.bias + term
+        if self.error is not None:
+            self.error = self.error + self.bias.abs() * (2 * UNIT64)
+
+    def _mirror(self) -> None:
+        self.mirrored = False
+        for index, rows in self.coefficients.items():
+            A = dense(rows)
+            self.coefficients[index] = torch.cat((A, -A), 1)
+        self.bias = torch.cat((self.bias, -self.bias), 1)
+        if self.error is not None:
+            self.error = torch.cat((self.error, self.error), 1)
+
+
+def _dot(A: Tensor, x: Tensor) -> Tensor:
+    """``A (B,R,n) . x (B or 1, n)`` -> ``(B,R)``."""
+    if x.shape[0] == 1:
+        return torch.matmul(A, x[0])
+    return torch.matmul(A, x.unsqueeze(-1)).squeeze(-1)
+
+
+def start(
+    program: Program,
+    bounds: Sequence[Interval | None],
+    errors: Mapping[int, Tensor],
+    semantics: Semantics,
+    limits: Limits,
+    rows: Mapping[int, Rows],
+) -> Sweep:
+    """A new backward pass from ``rows``, coefficients by step index."""
+    first = next(iter(rows.values()))
+    bias = first.zeros() if isinstance(first, UnitRows) else first.new_zeros(first.shape[:2])
+    error = torch.zeros_like(bias) if semantics.rigorous else None
+    return Sweep(program, bounds, errors, semantics, limits, bias, error, dict(rows))

@@ -1,0 +1,267 @@
+"""Bounds of every step, tightened where tighter bounds help, and bounds of rows.
+
+The ladder of `tighten`: intervals first, from operands that are already tight; then a backward
+pass for the elements of a nonlinear step's operand that are still ambiguous; then, if asked for,
+slopes optimised for each element that remains so. The intersection is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from certify.bounds.backward import Sweep, start
+from certify.bounds.budget import Limits, row_chunks
+from certify.bounds.interval import interval_step
+from certify.bounds.program import Program, Step, to_tensor
+from certify.bounds.rounding import Semantics
+from certify.bounds.rows import UnitRows
+from certify.core.region import Product, Region
+from certify.core.region_box import BoxShaped
+from certify.ops.record import Interval, Relaxation, RelaxedRule
+
+if TYPE_CHECKING:
+    from certify.bounds.alpha import Alpha
+
+Slopes = Mapping[int, tuple[Tensor, ...]]  # by step index; (B, R or 1, *shape) each
+
+
+class UnitPass(NamedTuple):
+    """One backward pass that tightened intermediate bounds; enough to run it again.
+
+    Attributes:
+        index: flat positions of the bounded elements, ``(B, R)``.
+        slopes: optimised slopes for the rows and then their negations ``(B, 2R, ...)``; None for
+            the defaults.
+    """
+
+    index: Tensor
+    slopes: Slopes | None
+
+
+Recipe = Mapping[int, Sequence[UnitPass]]  # by step index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How intermediate bounds are found.
+
+    Attributes:
+        refine: by backward passes for ambiguous elements, not by intervals alone.
+        alpha: settings for optimising the slopes of those passes, or None.
+        recipe: run exactly these passes instead.
+    """
+
+    refine: bool = True
+    alpha: Alpha | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass
+class State:
+    """What one call knows about one program on one region. Local to the call.
+
+    Attributes:
+        bounds: per step, the best interval known.
+        errors: per step, rounding error per unit of |A| (rigorous semantics only).
+        recipe: the backward passes that were run, so that another precision can repeat them.
+        exact: per step, 0 = independent elements with exact ranges, 1 = exact ranges of single
+            elements, 2 = neither; a backward pass cannot improve 0 and 1.
+    """
+
+    program: Program
+    region: Region
+    semantics: Semantics
+    limits: Limits
+    bounds: list[Interval | None]
+    errors: dict[int, Tensor] = field(default_factory=dict)
+    exact: list[int] = field(default_factory=list)
+    relaxations: dict[int, Relaxation] = field(default_factory=dict)
+    recipe: dict[int, list[UnitPass]] = field(default_factory=dict)
+
+    def relax(self, step: Step) -> Relaxation:
+        """The default relaxation of a nonlinear step on its current bounds."""
+        found = self.relaxations.get(step.index)
+        if found is None:
+            found = step.rule.relax(step.site, None, *step.operands(self.bounds))
+            self.relaxations[step.index] = found
+        return found
+
+    def sweep(self, rows: Mapping[int, Any]) -> Sweep:
+        """A backward pass from ``rows`` that knows this state's bounds."""
+        return start(self.program, self.bounds, self.errors, self.semantics, self.limits, rows)
+
+
+def tighten(
+    program: Program, region: Region, plan: Plan, semantics: Semantics, limits: Limits
+) -> State:
+    """Bounds of every step over ``region`` (batched, one part per model input)."""
+    state = State(program, region, semantics, limits, [None] * len(program.steps))
+    boxes = iter(_input_boxes(program, region))
+    plain = isinstance(region, BoxShaped) or (
+        isinstance(region, Product) and all(isinstance(p, BoxShaped) for p in region.parts)
+    )
+    wanted = _nonlinear_operands(program)
+    for index, step in enumerate(program.steps):
+        if step is None:
+            state.bounds[index] = next(boxes)
+            state.exact.append(0 if plain else 2)
+            continue
+        found, error = interval_step(step, state.bounds, semantics)
+        state.bounds[index] = _defined(found) if index in wanted else found
+        if error is not None:
+            state.errors[index] = error
+        state.exact.append(_exactness(step, state.exact))
+        if plan.recipe is not None:
+            for unit in plan.recipe.get(index, ()):
+                _apply(state, index, unit)
+        elif plan.refine and index in wanted and state.exact[index] == 2:
+            _refine(state, index, plan.alpha)
+    return state
+
+
+def row_bounds(
+    state: State, rows: Mapping[int, Tensor], slopes: Slopes | None = None, *, mirrored: bool = False
+) -> Tensor:
+    """Lower bounds ``(B, R)`` of rows over the region (and of their negations, if mirrored: 2R).
+
+    Args:
+        rows: coefficients ``(B or 1, R, *shape)`` by step index; their sum is bounded.
+        slopes: slopes to use instead of the defaults, per nonlinear step.
+    """
+    sweep = state.sweep(rows)
+    sweep.mirrored = mirrored
+    sweep.run(state.relax if slopes is None else _with_slopes(state, slopes))
+    return sweep.minimum(state.region, state.program.inputs)
+
+
+def interval_row_bounds(state: State, rows: Mapping[int, Tensor], *, mirrored: bool = False) -> Tensor:
+    """Lower bounds of rows from intervals, merged into the affine steps they come from.
+
+    The rows are pulled back through affine steps only and concretised there: margins between
+    outputs are bounded, not outputs ("last-layer elision").
+    """
+    sweep = pull_to_nonlinear(state, rows, mirrored=mirrored)
+    program = state.program
+    if all(program.steps[i] is None for i in sweep.coefficients):
+        return sweep.minimum(state.region, program.inputs)
+    return sweep.box_minimum()
+
+
+def pull_to_nonlinear(state: State, rows: Mapping[int, Any], *, mirrored: bool = False) -> Sweep:
+    """Rows pulled back through affine steps only."""
+    sweep = state.sweep(rows)
+    sweep.mirrored = mirrored
+    steps = state.program.steps
+    sweep.run(state.relax, frozenset(i for i, s in enumerate(steps) if s is None or not s.affine))
+    return sweep
+
+
+def _with_slopes(state: State, slopes: Slopes) -> Any:
+    def relax(step: Step) -> Relaxation:
+        chosen = slopes.get(step.index)
+        if chosen is None:
+            return state.relax(step)
+        return step.rule.relax(step.site, chosen, *step.operands(state.bounds))
+
+    return relax
+
+
+def _input_boxes(program: Program, region: Region) -> list[Interval]:
+    lower, upper = region.bounding_box()
+    many = isinstance(region, Product)
+    found = []
+    for low, high in zip(lower if many else (lower,), upper if many else (upper,), strict=True):
+        found.append(Interval(_to(program, low), _to(program, high)))
+    return found
+
+
+def _to(program: Program, array: Any) -> Tensor:
+    return to_tensor(array).to(device=program.device, dtype=program.dtype)
+
+
+def _defined(found: Interval) -> Interval:
+    inf = torch.inf
+    return Interval(
+        torch.nan_to_num(found.lower, nan=-inf, posinf=inf, neginf=-inf),
+        torch.nan_to_num(found.upper, nan=inf, posinf=inf, neginf=-inf),
+    )
+
+
+def _nonlinear_operands(program: Program) -> set[int]:
+    return {i for s in program.steps if s is not None and not s.affine for i in s.variables}
+
+
+def _exactness(step: Step, exact: list[int]) -> int:
+    worst = max(exact[i] for i in step.variables)
+    if not step.affine or worst == 2:
+        return 2
+    if step.diagonal:
+        return worst
+    return 1 if worst == 0 and len(step.variables) == sum(step.site.varies) else 2
+
+
+def _ambiguous(state: State, index: int) -> Tensor:
+    """Which elements of a step's result would profit from tighter bounds, ``(B, n)``."""
+    box = state.bounds[index]
+    assert box is not None  # noqa: S101 (narrowing only)
+    mask: Tensor | None = None
+    for consumer in state.program.consumers[index]:
+        step = state.program.steps[consumer]
+        if step is None or step.affine:
+            continue
+        rule = step.rule
+        assert isinstance(rule, RelaxedRule)  # noqa: S101 (narrowing only)
+        found = rule.ambiguous(*box) if rule.ambiguous else box.upper > box.lower
+        mask = found if mask is None else mask | found
+    assert mask is not None  # noqa: S101 (narrowing only)
+    return mask.flatten(1)
+
+
+def _refine(state: State, index: int, alpha: Alpha | None) -> None:
+    """Tighten a step's ambiguous elements: CROWN first, optimised slopes for what remains."""
+    for settings in (None, alpha) if alpha else (None,):
+        mask = _ambiguous(state, index)
+        width = int(mask.sum(1).max())
+        if width == 0:
+            return
+        picked = mask.nonzero()[:, 1].unsqueeze(0) if mask.shape[0] == 1 else _padded(mask, width)
+        for part in row_chunks(state.program, index, mask.shape[0], width, state.limits.memory):
+            chosen = picked[:, part]
+            slopes = None
+            if settings:
+                from certify.bounds.alpha import optimise_units
+
+                slopes = optimise_units(state, index, chosen, settings)
+            _apply(state, index, UnitPass(chosen, slopes))
+
+
+def unit_rows(state: State, index: int, chosen: Tensor) -> UnitRows:
+    """Rows that select elements ``chosen (B, R)`` of a step's result."""
+    box = state.bounds[index]
+    assert box is not None  # noqa: S101 (narrowing only)
+    return UnitRows(chosen, state.program.shape(index), box.lower)
+
+
+def _apply(state: State, index: int, unit: UnitPass) -> None:
+    """Run one pass and intersect what it finds with what is known."""
+    box = state.bounds[index]
+    assert box is not None  # noqa: S101 (narrowing only)
+    rows = unit_rows(state, index, unit.index)
+    found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)  # type: ignore[dict-item]
+    low, high = found.chunk(2, 1)
+    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower = lower.scatter(1, unit.index, torch.fmax(low, rows.pick(lower)))
+    upper = upper.scatter(1, unit.index, torch.fmin(-high, rows.pick(upper)))
+    shape = (lower.shape[0], *state.program.shape(index))
+    state.bounds[index] = Interval(lower.reshape(shape), upper.reshape(shape))
+    state.recipe.setdefault(index, []).append(unit)
+
+
+def _padded(mask: Tensor, width: int) -> Tensor:
+    """Positions of the true elements per example, ``(B, width)``; the rest repeat some position."""
+    return torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]

@@ -1,0 +1,243 @@
+"""`bound`: bounds of a network's output, or of rows of it, by any method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certify.bounds.alpha import Alpha, optimise
+from certify.bounds.budget import DEFAULT_MEMORY, Limits, row_chunks
+from certify.bounds.crown import Plan, Slopes, State, interval_row_bounds, row_bounds, tighten
+from certify.bounds.forward import forward_rows, forward_state
+from certify.bounds.program import Program, prepare
+from certify.bounds.rounding import Semantics
+from certify.core.errors import BadInput, UsageError
+from certify.core.graph import Graph
+from certify.core.region import Product, Region, as_inputs
+from certify.ops.record import Interval
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compute.
+
+    Attributes:
+        semantics: ``"real"``: sound in real arithmetic, float64, all rounding accounted for;
+            ``"float32"``: sound for every float32 evaluation order as well; ``"search"``: plain
+            floats in the region's precision, for training and searching, proves nothing.
+        device: ``"cpu"``, ``"cuda"`` or a torch device.
+        memory: bytes that coefficient tensors may take.
+        alpha: settings of the slope optimiser.
+    """
+
+    semantics: str = "real"
+    device: str | torch.device = "cpu"
+    memory: int = DEFAULT_MEMORY
+    alpha: Alpha = field(default_factory=Alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Bounds of outputs, ``(B, *output)``, or of rows, ``(B, R)``.
+
+    Attributes:
+        nodes: bounds of the intermediate results asked for, by node name.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    nodes: dict[str, Interval] = field(default_factory=dict)
+
+
+RowMap = Mapping[int, Tensor]  # coefficients (B or 1, R, *shape) by step index
+Done = Callable[[Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to bound rows.
+
+    Attributes:
+        refine: intermediate bounds by backward passes (CROWN), not by intervals alone.
+        passes: what bounds the rows, the best of: ``"interval"``, ``"backward"``, ``"alpha"``.
+        forward: run the forward sweep (search semantics only).
+    """
+
+    name: str
+    summary: str
+    refine: bool
+    passes: tuple[str, ...]
+    forward: bool = False
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method("ibp", "interval bound propagation (Gowal et al. 2018)", False, ("interval",)),
+        Method("crown-ibp", "one backward pass over interval bounds (Zhang et al. 2020)", False,
+               ("interval", "backward")),
+        Method("crown", "backward passes for every ambiguous neuron (Zhang et al. 2018)", True,
+               ("interval", "backward")),
+        Method("forward", "two lines in the inputs for every neuron (Xu et al. 2020)", False,
+               ("interval", "forward"), forward=True),
+        Method("alpha", "CROWN with slopes optimised per row (Xu et al. 2021)", True,
+               ("interval", "alpha")),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """The method called ``name``; ``"auto"`` is the tightest single one.
+
+    Raises:
+        UsageError: no such method; lists those there are.
+    """
+    if name == "auto":
+        return METHODS["alpha"]
+    if name not in METHODS:
+        raise UsageError(f"there is no method {name!r}; choose one of auto, {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def analyse(
+    program: Program, region: Region, method: Method, semantics: Semantics, limits: Limits,
+    alpha: Alpha,
+) -> State:
+    """Bounds of every step by a method; what `lower_rows` starts from."""
+    if method.forward:
+        if semantics.rigorous:
+            raise UsageError("method 'forward' has no rounding-safe form; pass semantics='search', or use 'crown'")
+        return forward_state(program, region, limits)
+    plan = Plan(refine=method.refine, alpha=alpha.inner if "alpha" in method.passes else None)
+    return tighten(program, region, plan, semantics, limits)
+
+
+def lower_rows(
+    state: State, rows: RowMap, method: Method, alpha: Alpha, done: Done | None = None
+) -> tuple[Tensor, Slopes | None]:
+    """The best lower bound ``(B, R)`` of rows a method gives, and its slopes where optimised."""
+    best = interval_row_bounds(state, rows)
+    slopes: Slopes | None = None
+    for name in method.passes:
+        if name == "backward":
+            best = torch.fmax(best, row_bounds(state, rows))
+        elif name == "forward":
+            best = torch.fmax(best, forward_rows(state, rows))
+        elif name == "alpha":
+            found, slopes = optimise(state, rows, alpha, done)
+            if torch.is_grad_enabled():  # the optimiser works on detached slopes
+                found = row_bounds(state, rows, slopes)
+            best = torch.fmax(best, found)
+    return best, slopes
+
+
+def bound(
+    network: Graph,
+    region: Region,
+    method: str = "crown",
+    rows: Any = None,
+    *,
+    nodes: Iterable[str] = (),
+    settings: Settings | None = None,
+    **changes: Any,
+) -> Bounds:
+    """Bounds of a network over a region.
+
+    Args:
+        network: from `certify.load` or `certify.from_torch`.
+        region: one region per model input (`Product`), or one; with or without a batch axis.
+        method: ``ibp``, ``crown-ibp``, ``crown``, ``forward``, ``alpha`` or ``auto``.
+        rows: coefficients ``(R, *output)``, ``(R, n)`` or ``(B, R, *output)``; bounds are then of
+            these linear functions of the output, which is tighter than combining output bounds.
+        nodes: names of intermediate results to bound too.
+        settings: see `Settings`; single fields may be given by name.
+
+    Returns:
+        Bounds of shape ``(B, *output)``, or ``(B, R)`` with rows; float64 unless
+        ``semantics="search"``. Differentiable in the region and in live parameters.
+
+    Raises:
+        BadInput: region, rows or node names that do not fit the network.
+        UsageError: an unknown method or semantics.
+    """
+    chosen = method_named(method)
+    settings = replace(settings or Settings(), **changes)
+    semantics = semantics_named(settings.semantics)
+    if chosen.forward and "semantics" not in changes:
+        semantics = Semantics.SEARCH
+    region = fit(region, network)
+    dtype = torch.float64 if semantics.rigorous else _dtype(region)
+    program = prepare(network, dtype, settings.device)
+    state = analyse(program, region, chosen, semantics, Limits(settings.memory), settings.alpha)
+    C, shape = _rows(program, rows)
+    low, high = _both_sides(state, C, chosen, settings)
+    named = {name: _node(program, state, name) for name in nodes}
+    return Bounds(low.reshape(-1, *shape), high.reshape(-1, *shape), named)
+
+
+def semantics_named(name: str) -> Semantics:
+    """The semantics called ``name``.
+
+    Raises:
+        UsageError: no such semantics.
+    """
+    try:
+        return Semantics(name)
+    except ValueError:
+        raise UsageError(f"there is no semantics {name!r}; choose real, float32 or search") from None
+
+
+def fit(region: Region, network: Graph) -> Region:
+    """``region`` with a batch axis, matched to the network's inputs."""
+    parts = as_inputs(region, list(network.input_shapes))
+    return parts[0] if len(parts) == 1 else Product(parts)
+
+
+def _dtype(region: Region) -> torch.dtype:
+    lower, _ = region.bounding_box()
+    first = lower[0] if isinstance(region, Product) else lower
+    return first.dtype if isinstance(first, Tensor) else torch.float32
+
+
+def _rows(program: Program, rows: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """Rows as ``(B or 1, R, *output)`` and the shape of one example's result."""
+    shape = program.shape(program.output)
+    size = math.prod(shape)
+    like = {"dtype": program.dtype, "device": program.device}
+    if rows is None:
+        return torch.eye(size, **like).reshape(1, size, *shape), shape
+    C = torch.as_tensor(rows).to(**like)
+    lead = C.dim() - len(shape)
+    if lead >= 1 and tuple(C.shape[lead:]) == shape and lead <= 2:
+        C = C.reshape(*(1,) * (2 - lead), *C.shape)
+    elif C.dim() in (2, 3) and C.shape[-1] == size:
+        C = C.reshape(*(1,) * (3 - C.dim()), *C.shape[:-1], *shape)
+    else:
+        raise BadInput(f"rows of shape {tuple(C.shape)} do not fit an output of shape {shape}; "
+                       f"use (R, {size}) or (R, *{shape})")
+    return C, (C.shape[1],)
+
+
+def _both_sides(state: State, C: Tensor, method: Method, settings: Settings) -> tuple[Tensor, Tensor]:
+    program = state.program
+    lower, upper = [], []
+    B = state.bounds[program.inputs[0]].lower.shape[0]  # type: ignore[union-attr]
+    for part in row_chunks(program, program.output, B, C.shape[1], settings.memory):
+        piece = C[:, part].expand(B, *C[:, part].shape[1:])
+        rows = {program.output: torch.cat((piece, -piece), 1)}
+        low, high = lower_rows(state, rows, method, settings.alpha)[0].chunk(2, 1)
+        lower.append(low)
+        upper.append(-high)
+    return torch.cat(lower, 1), torch.cat(upper, 1)
+
+
+def _node(program: Program, state: State, name: str) -> Interval:
+    program.graph.node(name)
+    found = state.bounds[program.index[name]]
+    assert found is not None  # noqa: S101 (narrowing only)
+    return found

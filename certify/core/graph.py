@@ -1,0 +1,93 @@
+"""The network as a frozen graph: what every importer produces and every method walks.
+
+Shapes are those of **one example**, exactly as the model sees it (a leading 1 in the model stays a
+leading 1 here). Engines put their own batch axes in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from certify.core.errors import BadInput
+
+Shape = tuple[int, ...]
+Array = Any  # numpy.ndarray or torch.Tensor; importers keep what the model gave them
+
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator at one place.
+
+    Attributes:
+        name: unique; the ONNX tensor name or the torch node name, so a viewer shows the same.
+        op: name of the operator record, or ``"input"``.
+        inputs: operand names, each a node or a constant of the graph, in the record's order.
+        attrs: static settings of the operator (axes are counted from the end, hence negative).
+        shape: shape of the result for one example.
+        where: where it came from (ONNX node, or source line), for messages.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    shape: Shape
+    where: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A directed acyclic graph with one output. Two graphs are equal when they are the same object.
+
+    Attributes:
+        nodes: in topological order; the model's inputs are nodes whose ``op`` is ``"input"``.
+        constants: arrays by name (numpy from ONNX, the model's own live tensors from torch).
+        output: name of the node that is the result.
+        source: facts for provenance: ``path``, ``sha256``, ``format``, ``dtype``.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Array]
+    output: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def inputs(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes if node.op == INPUT)
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        return tuple(node.shape for node in self.inputs)
+
+    @property
+    def output_shape(self) -> Shape:
+        return self.by_name[self.output].shape
+
+    def node(self, name: str) -> Node:
+        """The node called ``name``.
+
+        Raises:
+            BadInput: no such node; the message names a few that exist.
+        """
+        try:
+            return self.by_name[name]
+        except KeyError:
+            known = ", ".join(list(self.by_name)[-8:])
+            raise BadInput(f"the graph has no node {name!r}; the last ones are {known}") from None
+
+    def live(self) -> Iterator[Node]:
+        """Nodes the output depends on, in order, and every model input."""
+        needed = {self.output}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        return (n for n in self.nodes if n.name in needed or n.op == INPUT)

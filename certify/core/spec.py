@@ -1,0 +1,296 @@
+"""Specifications: the unsafe set as data.
+
+A specification *holds* when no input of the region, with its output, lies in the unsafe set. The
+unsafe set is a union of clauses, a clause an intersection of half-spaces (rows)
+``y . Y + x . X <= bound`` (``<`` when strict) over the flattened outputs Y and inputs X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from certify.core.arrays import is_tensor
+from certify.core.errors import BadInput, LimitExceeded
+from certify.core.spec_point import satisfied
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+LARGEST_SPEC = 50_000_000  # coefficients: 400 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One half-space, for building clauses by hand.
+
+    Attributes:
+        y: coefficients of the flattened outputs, all of them or ``{index: coefficient}``.
+        bound: the threshold; a float is meant exactly.
+        x: coefficients of the flattened inputs, or None for none.
+        strict: ``<`` instead of ``<=``.
+    """
+
+    y: Any
+    bound: float = 0.0
+    x: Any = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Clause:
+    """All of its rows together describe one unsafe piece.
+
+    Attributes:
+        y: ``(B or 1, r, num_outputs)`` float64 coefficients.
+        x: ``(1, r, num_inputs)``, or None when no row mentions the inputs.
+        bound: ``(r,)`` thresholds, rounded up where the original is no float64: the unsafe set
+            only grows.
+        strict: ``(r,)`` bool.
+        exact: the original thresholds, or None where ``bound`` is exact.
+    """
+
+    y: NDArray[np.float64]
+    x: NDArray[np.float64] | None
+    bound: NDArray[np.float64]
+    strict: NDArray[np.bool_]
+    exact: tuple[Decimal, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.bound):
+            raise BadInput("a clause without a row makes every input unsafe: give at least one row")
+        for what, values in (("coefficient", self.y), ("coefficient", self.x), ("bound", self.bound)):
+            if values is not None and not np.isfinite(values).all():
+                raise BadInput(f"a specification has a {what} that is NaN or infinite")
+        blank = ~self.y.any(axis=-1)
+        if self.x is not None:
+            blank &= ~self.x.any(axis=-1)
+        if blank.any():
+            row = int(np.argwhere(blank)[0][1])
+            raise BadInput(f"row {row} of a clause has only zero coefficients: remove it")
+
+
+class Rows(NamedTuple):
+    """All rows of a specification, stacked clause by clause.
+
+    A lower bound above 0 (at least 0 when strict) of ``g = y.Y + x.X - bound`` refutes a row.
+
+    Attributes:
+        y: ``(B or 1, R, num_outputs)``.
+        x: ``(1, R, num_inputs)`` or None.
+        bound: ``(R,)``.
+        strict: ``(R,)`` bool.
+        group: ``(R,)`` index of the clause each row belongs to, ascending.
+    """
+
+    y: NDArray[np.float64]
+    x: NDArray[np.float64] | None
+    bound: NDArray[np.float64]
+    strict: NDArray[np.bool_]
+    group: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """Holds when every clause is refuted, and a clause is refuted by any one of its rows.
+
+    Attributes:
+        clauses: the pieces of the unsafe set, at least one.
+        num_outputs: number of elements of the flattened output.
+    """
+
+    clauses: tuple[Clause, ...]
+    num_outputs: int
+
+    def __post_init__(self) -> None:
+        if not self.clauses:
+            raise BadInput("a specification without a clause holds vacuously: give at least one")
+        widths = {c.y.shape[2] for c in self.clauses}
+        if widths != {self.num_outputs}:
+            raise BadInput(f"clauses over {sorted(widths)} outputs in a specification over "
+                           f"{self.num_outputs}")
+        batches = {c.y.shape[0] for c in self.clauses} - {1}
+        if len(batches) > 1:
+            raise BadInput(f"clauses for batches of {sorted(batches)} examples do not match")
+        _check_size(max(batches, default=1), sum(len(c.bound) for c in self.clauses),
+                    self.num_outputs)
+
+    # -- ways to make one ---------------------------------------------------------------------
+
+    @classmethod
+    def classify(cls, label: int | ArrayLike, num_classes: int) -> Spec:
+        """Output ``label`` stays the strictly largest of ``num_classes``.
+
+        Unsafe is ``Y_j >= Y_label`` for any other j: a tie is unsafe.
+
+        Args:
+            label: one class, or one per example ``(B,)``.
+
+        Raises:
+            BadInput: a label outside the classes, or fewer than two classes.
+        """
+        labels = np.atleast_1d(np.asarray(label.cpu() if is_tensor(label) else label))  # type: ignore[union-attr]
+        if num_classes < 2:
+            raise BadInput(f"a classification needs at least 2 classes, got {num_classes}")
+        if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
+            raise BadInput("labels must be one whole number or a list of them, one per example, got "
+                           f"shape {labels.shape} of {labels.dtype}")
+        if ((labels < 0) | (labels >= num_classes)).any():
+            raise BadInput(f"label {int(labels[(labels < 0) | (labels >= num_classes)][0])} is not "
+                           f"one of the classes 0..{num_classes - 1}")
+        batch, rivals = len(labels), num_classes - 1
+        _check_size(batch, rivals, num_classes)
+        others = np.arange(rivals) + (np.arange(rivals) >= labels[:, None])  # skips the label
+        y = np.zeros((batch, rivals, num_classes))
+        example, rival = np.arange(batch)[:, None], np.arange(rivals)
+        y[example, rival, labels[:, None]] = 1.0
+        y[example, rival, others] = -1.0
+        return cls(_single_rows(y, np.zeros(rivals), strict=False), num_classes)
+
+    @classmethod
+    def linear(cls, C: ArrayLike, d: ArrayLike) -> Spec:
+        """``C y >= d`` in every row: unsafe is ``C_i y < d_i`` for any i.
+
+        Args:
+            C: ``(R, num_outputs)``, or ``(B, R, num_outputs)`` for one matrix per example.
+            d: ``(R,)`` or one number.
+        """
+        y = np.array(C, dtype=np.float64)
+        y = y[None] if y.ndim == 2 else y
+        if y.ndim != 3 or not y.size:
+            raise BadInput(f"C must be (rows, outputs) or (batch, rows, outputs), got {np.shape(C)}")
+        bound = np.array(d, dtype=np.float64)
+        if bound.shape not in ((), (y.shape[1],)):
+            raise BadInput(f"d has shape {bound.shape} for {y.shape[1]} rows of C")
+        return cls(_single_rows(y, np.broadcast_to(bound, y.shape[1:2]), strict=True), y.shape[2])
+
+    @classmethod
+    def unsafe(cls, clauses: Sequence[Sequence[Row]], num_outputs: int,
+               num_inputs: int | None = None) -> Spec:
+        """Any union of intersections of rows.
+
+        Args:
+            clauses: each a sequence of `Row`; an input is unsafe if all rows of one are satisfied.
+            num_inputs: needed when a row mentions the inputs.
+        """
+        total = sum(len(rows) for rows in clauses)
+        _check_size(1, total, num_outputs + (num_inputs or 0))
+        return cls(tuple(_clause(rows, num_outputs, num_inputs) for rows in clauses), num_outputs)
+
+    # -- deciding -----------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        """Number of examples the rows differ for; 1 when they serve all."""
+        return max(c.y.shape[0] for c in self.clauses)
+
+    @property
+    def num_inputs(self) -> int | None:
+        """Number of flattened inputs the rows mention, or None when they mention none."""
+        return next((c.x.shape[2] for c in self.clauses if c.x is not None), None)
+
+    def rows(self) -> Rows:
+        """All rows stacked; computed once."""
+        return self._stacked
+
+    @cached_property
+    def _stacked(self) -> Rows:
+        batch, count, width = self.batch, sum(len(c.bound) for c in self.clauses), self.num_inputs
+        y, x = np.empty((batch, count, self.num_outputs)), None
+        if width is not None:
+            _check_size(1, count, width)
+            x = np.zeros((1, count, width))
+        start = 0
+        for clause in self.clauses:
+            stop = start + len(clause.bound)
+            y[:, start:stop] = clause.y
+            if x is not None and clause.x is not None:
+                x[:, start:stop] = clause.x
+            start = stop
+        sizes = [len(c.bound) for c in self.clauses]
+        return Rows(y, x, np.concatenate([c.bound for c in self.clauses]),
+                    np.concatenate([c.strict for c in self.clauses]),
+                    np.repeat(np.arange(len(sizes)), sizes))
+
+    def decided(self, margins: Any) -> Any:
+        """Which examples the lower bounds prove.
+
+        Args:
+            margins: ``(B, R)`` lower bounds of ``g`` for the rows of `rows`, numpy or torch. NaN
+                refutes nothing.
+
+        Returns:
+            bool ``(B,)``, of the same kind.
+        """
+        rows = self.rows()
+        if margins.ndim != 2 or margins.shape[1] != len(rows.bound):
+            raise BadInput(f"margins of shape {tuple(margins.shape)} for {len(rows.bound)} rows: "
+                           "give (batch, rows)")
+        if not is_tensor(margins):
+            refuted = np.where(rows.strict, margins >= 0, margins > 0)
+            starts = np.searchsorted(rows.group, np.arange(len(self.clauses)))
+            return np.logical_or.reduceat(refuted, starts, axis=1).all(axis=1)
+        import torch
+
+        strict = torch.from_numpy(rows.strict).to(margins.device)
+        refuted = torch.where(strict, margins >= 0, margins > 0)
+        if len(self.clauses) == len(rows.bound):
+            return refuted.all(1)
+        group = torch.from_numpy(rows.group).to(margins.device)
+        count = torch.zeros(len(margins), len(self.clauses), dtype=torch.int32, device=margins.device)
+        return (count.index_add(1, group, refuted.int()) > 0).all(1)
+
+    def violated(self, x: Any, y: Any) -> NDArray[np.bool_]:
+        """Which concrete points lie in the unsafe set, decided exactly on the numbers given.
+
+        Args:
+            x: flattened inputs ``(B, num_inputs)``, or None when no row mentions them.
+            y: flattened outputs ``(B, num_outputs)``; a point that is not finite is never unsafe.
+        """
+        return satisfied(self.clauses, x, y)
+
+
+def _check_size(batch: int, rows: int, width: int) -> None:
+    if batch * rows * width > LARGEST_SPEC:
+        raise LimitExceeded(f"a specification of {batch} x {rows} rows over {width} elements has "
+                            f"more than {LARGEST_SPEC} coefficients: use smaller batches or fewer rows")
+
+
+def _single_rows(y: NDArray[np.float64], bound: NDArray[np.float64],
+                 strict: bool) -> tuple[Clause, ...]:
+    """One clause per row of ``(B, R, n)``."""
+    flag = np.array([strict])
+    return tuple(Clause(y[:, i : i + 1], None, bound[i : i + 1], flag) for i in range(len(bound)))
+
+
+def _clause(rows: Sequence[Row], num_outputs: int, num_inputs: int | None) -> Clause:
+    x = None
+    if any(r.x is not None for r in rows):
+        if num_inputs is None:
+            raise BadInput("a row mentions the inputs: give num_inputs")
+        x = np.stack([_dense(r.x, num_inputs, "input") for r in rows])[None]
+    y = np.zeros((1, len(rows), num_outputs))
+    for i, row in enumerate(rows):
+        y[0, i] = _dense(row.y, num_outputs, "output")
+    return Clause(y, x, np.array([float(r.bound) for r in rows]), np.array([r.strict for r in rows]))
+
+
+def _dense(given: Any, width: int, what: str) -> NDArray[np.float64]:
+    if given is None:
+        return np.zeros(width)
+    if not isinstance(given, Mapping):
+        array = np.array(given, dtype=np.float64)
+        if array.shape != (width,):
+            raise BadInput(f"{what} coefficients of shape {array.shape}, expected ({width},)")
+        return array
+    dense = np.zeros(width)
+    for index, value in given.items():
+        if not 0 <= index < width:
+            raise BadInput(f"{what} {index} of {width} does not exist")
+        dense[index] = value
+    return dense

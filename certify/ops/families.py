@@ -1,0 +1,184 @@
+"""The two families that fill in most of an operator record: affine maps and elementwise lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from certify.core.graph import Shape
+from certify.ops.record import REGISTRY, AffineRule, Interval, Op, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def affine(
+    name: str,
+    forward: Callable[..., Tensor],
+    *,
+    shape: Callable[..., Shape],
+    examples: tuple[Any, ...],
+    biases: tuple[int, ...] = (),
+    weights: tuple[int, ...] = (),
+    absolute: Callable[..., Tensor] | None = None,
+    transpose: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    summands: Callable[[Site], tuple[int, int]] | None = None,
+    monotone: bool = False,
+    roundings: int = 0,
+    **names: Any,
+) -> Op:
+    """Register an affine operator from its ``forward`` alone.
+
+    ``forward(site, *operands)`` must accept None for each operand in ``biases``. With
+    ``monotone=True`` every coefficient is >= 0 (moves, averages, sums). Otherwise coefficients are
+    those of ``weights``, which must enter linearly with factor >= 0; anything else (subtraction,
+    negation) needs ``absolute``. The transpose is derived by automatic differentiation unless given.
+    """
+    rule = affine_rule(
+        forward, biases=biases, weights=weights, absolute=absolute, transpose=transpose,
+        summands=summands, monotone=monotone, roundings=roundings,
+    )
+    op = Op(name, forward, shape, tuple(examples), affine=rule, **names)
+    REGISTRY.add(op)
+    return op
+
+
+def affine_rule(
+    forward: Callable[..., Tensor],
+    *,
+    biases: tuple[int, ...] = (),
+    weights: tuple[int, ...] = (),
+    absolute: Callable[..., Tensor] | None = None,
+    transpose: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    summands: Callable[[Site], tuple[int, int]] | None = None,
+    monotone: bool = False,
+    roundings: int = 0,
+) -> AffineRule:
+    """The `AffineRule` behind `affine`, for records that also have a relaxed rule."""
+
+    def linear(site: Site, *operands: Any) -> Tensor:
+        return forward(site, *(None if i in biases else v for i, v in enumerate(operands)))
+
+    def counted(site: Site) -> tuple[int, int]:
+        if monotone and not weights and not biases:
+            inputs = sum(math.prod(s) for s, v in zip(site.shapes, site.varies, strict=True) if v)
+            return inputs + 1, math.prod(site.shape) + 1
+        return math.prod(max(site.shapes, key=math.prod)) + 1, math.prod(site.shape) + 1
+
+    return AffineRule(
+        linear=linear,
+        absolute=absolute or linear,
+        transpose=transpose or _derived_transpose(linear),
+        summands=summands or counted,
+        weights=weights,
+        biases=biases,
+        monotone=monotone,
+        roundings=roundings,
+    )
+
+
+def _derived_transpose(linear: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def transpose(site: Site, A: Tensor, *operands: Any) -> tuple[Tensor | None, ...]:
+        import torch
+
+        lead = A.shape[: A.dim() - len(site.shape)]
+        varying = [i for i, v in enumerate(site.varies) if v]
+
+        def call(*variables: Tensor) -> Tensor:
+            full = list(operands)
+            for i, x in zip(varying, variables, strict=True):
+                full[i] = x
+            return linear(site, *full)
+
+        # A batched probe beats vmap over rows: forward takes any number of leading axes.
+        zeros = tuple(A.new_zeros((*lead, *site.shapes[i])) for i in varying)
+        _, pull = torch.func.vjp(call, *zeros)
+        found: list[Tensor | None] = [None] * len(operands)
+        for i, gradient in zip(varying, pull(A), strict=True):
+            found[i] = gradient
+        return tuple(found)
+
+    return transpose
+
+
+def to_operand(A: Tensor, shape: Shape, rank: int) -> Tensor:
+    """Sum coefficients over the axes along which an operand of ``shape`` was broadcast.
+
+    ``A`` is ``(..., *result shape)`` with ``rank`` result axes; the result is ``(..., *shape)``.
+    """
+    extra = rank - len(shape)
+    if extra:
+        A = A.flatten(A.dim() - rank, A.dim() - len(shape) - 1).sum(A.dim() - rank)
+    axes = [k for k in range(-len(shape), 0) if shape[k] == 1 and A.shape[k] != 1]
+    return A.sum(dim=axes, keepdim=True) if axes else A
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Elementwise linear bounds: ``sum_i low_i x_i + low_c <= op(x) <= sum_i up_i x_i + up_c``.
+
+    Every tensor is ``(B, 1 or R, *result shape)``-broadcastable; None stands for zero. ``shapes``
+    are the operand shapes (None where constant).
+    """
+
+    site: Site
+    low: tuple[Tensor | None, ...]
+    low_c: Tensor | None
+    up: tuple[Tensor | None, ...]
+    up_c: Tensor | None
+
+    def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        import torch
+
+        positive, negative = A.clamp(min=0), A.clamp(max=0)
+        found: list[Tensor | None] = []
+        for i, (low, up) in enumerate(zip(self.low, self.up, strict=True)):
+            if not self.site.varies[i]:
+                found.append(None)
+                continue
+            part = _add(_times(positive, low), _times(negative, up))
+            if part is None:
+                found.append(A.new_zeros((*A.shape[:2], *self.site.shapes[i])))
+            else:
+                found.append(to_operand(part, self.site.shapes[i], len(self.site.shape)))
+        bias = A.new_zeros(A.shape[:2])
+        for part, c in ((positive, self.low_c), (negative, self.up_c)):
+            if c is not None:
+                term = torch.where(part == 0, 0.0, part * c) if not _finite(c) else part * c
+                bias = bias + term.flatten(2).sum(-1)
+        return tuple(found), bias
+
+    def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
+        """See `Relaxation.weight`; ``(B, *shape)`` (the maximum over rows)."""
+        total: Any = 0.0
+        for low, up, size in zip(self.low, self.up, magnitudes, strict=True):
+            if size is not None:
+                total = total + _largest(low, up) * size
+        total = total + _largest(self.low_c, self.up_c)
+        return total
+
+
+def _times(A: Tensor, coefficient: Tensor | None) -> Tensor | None:
+    return None if coefficient is None else A * coefficient
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _finite(c: Tensor) -> bool:
+    return bool(c.isfinite().all())
+
+
+def _largest(a: Tensor | None, b: Tensor | None) -> Any:
+    sizes = [t.detach().abs().amax(1) for t in (a, b) if t is not None]
+    if not sizes:
+        return 0.0
+    return sizes[0] if len(sizes) == 1 else sizes[0].maximum(sizes[1])
+
+
+__all__ = ["Interval", "Lines", "affine", "affine_rule", "to_operand"]

@@ -1,0 +1,217 @@
+"""Small torch models of many kinds, for the importer's tests: each a module and one example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Two batch-normed convolutions around a skip connection, in place where that is usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.norm.running_mean.uniform_(-0.5, 0.5)
+        self.norm.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.first(x)))
+        y = self.second(y)
+        y += x
+        return self.act(y).mean((2, 3))
+
+
+class Branched(nn.Module):
+    """Three ways through, joined by concatenation, subtraction and a product with a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+        self.mask = torch.tensor([1.0, 0.0, 1.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.relu(self.left(x)), torch.sigmoid(self.right(x))
+        steps = torch.arange(3) * 0.1
+        with torch.no_grad():
+            c = (2.0 - a) * self.mask
+        return torch.cat([a - b + steps, b * self.scale, c / 2], dim=-1)
+
+
+class NoBatchAxis(nn.Module):
+    """Works on a bare vector, and moves axes about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.weight @ x).view(5, 1).expand(5, 2).transpose(0, 1)
+        return y.reshape(-1)[2:9]
+
+
+class HardCodedOne(nn.Module):
+    """Flattens with ``view(1, -1)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.conv(x)).view(1, -1))
+
+
+class UNet(nn.Module):
+    """One level down and up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.inner = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
+        self.up, self.out = nn.ConvTranspose2d(4, 2, 2, stride=2), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = F.leaky_relu(self.down(x), 0.1)
+        deep = F.relu(self.inner(F.max_pool2d(skip, 2)))
+        return self.out(torch.cat([self.up(deep), skip], dim=1))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, positions, one encoder layer, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, 8, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 9, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation="gelu")
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], dim=1)
+        tokens = self.layer(tokens + self.position[:, : tokens.shape[1]])
+        return self.head(self.norm(tokens[:, 0]))
+
+
+class SelfAttention(nn.Module):
+    """``nn.MultiheadAttention`` of a sequence with itself, and its weights when asked."""
+
+    def __init__(self, weights: bool) -> None:
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(4, 2, batch_first=True), weights
+
+    def forward(self, x: Tensor) -> Any:
+        return self.attention(x, x, x, need_weights=self.weights)
+
+
+class CrossAttention(nn.Module):
+    """Queries from one place, keys and values from another: the packed weight is split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x * 0.5, x + 1, need_weights=False)[0]
+
+
+class Shared(nn.Module):
+    """One layer used twice, and a second one tied to its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.tied.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(torch.relu(self.layer(torch.relu(self.layer(x)))))
+
+
+class ManyOutputs(nn.Module):
+    """Two inputs, one in a dictionary; a dictionary, a tuple and None come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor], factor: float) -> Any:
+        y = self.layer(x)
+        return {"y": y, "rest": (torch.relu(more["z"]) * factor, None)}
+
+
+class InPlace(nn.Module):
+    """Writes into slices of its own intermediate results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, 0] = 1.0
+        view = y.view(2, 2)
+        view.clamp_(min=-0.5)
+        return y * x
+
+
+def _mlp(activation: nn.Module, *, size: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, 6), activation, nn.Linear(6, 5), activation, nn.Linear(5, 3))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(18, 4), nn.BatchNorm1d(4), nn.ReLU6(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def _normed(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "mlp": lambda: (_mlp(nn.ReLU()), torch.randn(1, 4)),
+    "mlp-tanh": lambda: (_mlp(nn.Tanh()), torch.randn(1, 4)),
+    "mlp-gelu": lambda: (_mlp(nn.GELU()), torch.randn(1, 4)),
+    "mlp-gelu-tanh": lambda: (_mlp(nn.GELU(approximate="tanh")), torch.randn(1, 4)),
+    "mlp-silu": lambda: (_mlp(nn.SiLU()), torch.randn(1, 4)),
+    "mlp-softplus": lambda: (_mlp(nn.Softplus(beta=2.0)), torch.randn(1, 4)),
+    "mlp-hardswish": lambda: (_mlp(nn.Hardswish()), torch.randn(1, 4)),
+    "mlp-elu": lambda: (_mlp(nn.ELU(0.7)), torch.randn(1, 4)),
+    "mlp-prelu": lambda: (_mlp(nn.PReLU()), torch.randn(1, 4)),
+    "cnn": lambda: (_cnn(), torch.randn(1, 1, 8, 8)),
+    "residual": lambda: (Residual(), torch.randn(1, 3, 4, 4)),
+    "branched": lambda: (Branched(), torch.randn(1, 4)),
+    "no-batch-axis": lambda: (NoBatchAxis(), torch.randn(6)),
+    "hard-coded-one": lambda: (HardCodedOne(), torch.randn(1, 1, 4, 4)),
+    "joint-batch": lambda: (_mlp(nn.ReLU()), torch.randn(3, 4)),
+    "unet": lambda: (UNet(), torch.randn(1, 1, 4, 4)),
+    "transformer": lambda: (VisionTransformer(), torch.randn(1, 1, 8, 8)),
+    "attention": lambda: (SelfAttention(False), torch.randn(1, 3, 4)),
+    "attention-weights": lambda: (SelfAttention(True), torch.randn(1, 3, 4)),
+    "cross-attention": lambda: (CrossAttention(), torch.randn(3, 1, 4)),
+    "encoder-layer": lambda: (nn.TransformerEncoderLayer(4, 2, 6, norm_first=True), torch.randn(3, 1, 4)),
+    "group-norm": lambda: (_normed(nn.GroupNorm(2, 4)), torch.randn(1, 1, 5, 5)),
+    "layer-norm": lambda: (_normed(nn.LayerNorm([4, 3, 3])), torch.randn(1, 1, 5, 5)),
+    "instance-norm": lambda: (_normed(nn.InstanceNorm2d(4, affine=True)), torch.randn(1, 1, 5, 5)),
+    "average-pool": lambda: (_normed(nn.AvgPool2d(3, 1, 1)), torch.randn(1, 1, 5, 5)),
+    "adaptive-pool": lambda: (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(1, 1, 5, 5)),
+    "upsample": lambda: (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Upsample(scale_factor=2)), torch.randn(1, 1, 4, 4)),
+    "conv1d": lambda: (nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.ReLU()), torch.randn(1, 2, 5)),
+    "shared": lambda: (Shared(), torch.randn(1, 4)),
+    "weight-norm": lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), torch.randn(1, 4)),
+    "many-outputs": lambda: (ManyOutputs(), (torch.randn(1, 3), {"z": torch.randn(1, 2)}, 3.0)),
+    "in-place": lambda: (InPlace(), torch.randn(1, 4)),
+}  # fmt: skip
+
+
+def make(name: str) -> tuple[nn.Module, Any]:
+    """The model called ``name`` and one example, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MODELS[name]()
