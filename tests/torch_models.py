@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, randn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class Residual(nn.Module):
@@ -41,7 +42,7 @@ class Branched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a, b = torch.relu(self.left(x)), torch.sigmoid(self.right(x))
         steps = torch.arange(3) * 0.1
-        with torch.no_grad():
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             c = (2.0 - a) * self.mask
         return torch.cat([a - b + steps, b * self.scale, c / 2], dim=-1)
 
@@ -51,7 +52,7 @@ class NoBatchAxis(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 6))
+        self.weight = nn.Parameter(randn(5, 6))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.weight @ x).view(5, 1).expand(5, 2).transpose(0, 1)
@@ -89,8 +90,8 @@ class VisionTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, 8, 4, stride=4)
-        self.token = nn.Parameter(torch.randn(1, 1, 8))
-        self.position = nn.Parameter(torch.randn(1, 9, 8))
+        self.token = nn.Parameter(randn(1, 1, 8))
+        self.position = nn.Parameter(randn(1, 9, 8))
         self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation="gelu")
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
 
@@ -155,11 +156,15 @@ class InPlace(nn.Module):
         y[:, 0] = 1.0
         view = y.view(2, 2)
         view.clamp_(min=-0.5)
-        return y * x
+        z = torch.zeros_like(x)
+        z[:, 1:3] += y[:, :2]
+        z[0, torch.tensor([3, 0])] = x[0, :2]
+        return y * 0.5 + z
 
 
 def _mlp(activation: nn.Module, *, size: int = 4) -> nn.Module:
-    return nn.Sequential(nn.Linear(size, 6), activation, nn.Linear(6, 5), activation, nn.Linear(5, 3))
+    first, second, third = nn.Linear(size, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+    return nn.Sequential(first, activation, second, activation, third)
 
 
 def _cnn() -> nn.Module:
@@ -174,39 +179,43 @@ def _normed(layer: nn.Module) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "mlp": lambda: (_mlp(nn.ReLU()), torch.randn(1, 4)),
-    "mlp-tanh": lambda: (_mlp(nn.Tanh()), torch.randn(1, 4)),
-    "mlp-gelu": lambda: (_mlp(nn.GELU()), torch.randn(1, 4)),
-    "mlp-gelu-tanh": lambda: (_mlp(nn.GELU(approximate="tanh")), torch.randn(1, 4)),
-    "mlp-silu": lambda: (_mlp(nn.SiLU()), torch.randn(1, 4)),
-    "mlp-softplus": lambda: (_mlp(nn.Softplus(beta=2.0)), torch.randn(1, 4)),
-    "mlp-hardswish": lambda: (_mlp(nn.Hardswish()), torch.randn(1, 4)),
-    "mlp-elu": lambda: (_mlp(nn.ELU(0.7)), torch.randn(1, 4)),
-    "mlp-prelu": lambda: (_mlp(nn.PReLU()), torch.randn(1, 4)),
-    "cnn": lambda: (_cnn(), torch.randn(1, 1, 8, 8)),
-    "residual": lambda: (Residual(), torch.randn(1, 3, 4, 4)),
-    "branched": lambda: (Branched(), torch.randn(1, 4)),
-    "no-batch-axis": lambda: (NoBatchAxis(), torch.randn(6)),
-    "hard-coded-one": lambda: (HardCodedOne(), torch.randn(1, 1, 4, 4)),
-    "joint-batch": lambda: (_mlp(nn.ReLU()), torch.randn(3, 4)),
-    "unet": lambda: (UNet(), torch.randn(1, 1, 4, 4)),
-    "transformer": lambda: (VisionTransformer(), torch.randn(1, 1, 8, 8)),
-    "attention": lambda: (SelfAttention(False), torch.randn(1, 3, 4)),
-    "attention-weights": lambda: (SelfAttention(True), torch.randn(1, 3, 4)),
-    "cross-attention": lambda: (CrossAttention(), torch.randn(3, 1, 4)),
-    "encoder-layer": lambda: (nn.TransformerEncoderLayer(4, 2, 6, norm_first=True), torch.randn(3, 1, 4)),
-    "group-norm": lambda: (_normed(nn.GroupNorm(2, 4)), torch.randn(1, 1, 5, 5)),
-    "layer-norm": lambda: (_normed(nn.LayerNorm([4, 3, 3])), torch.randn(1, 1, 5, 5)),
-    "instance-norm": lambda: (_normed(nn.InstanceNorm2d(4, affine=True)), torch.randn(1, 1, 5, 5)),
-    "average-pool": lambda: (_normed(nn.AvgPool2d(3, 1, 1)), torch.randn(1, 1, 5, 5)),
+    "mlp": lambda: (_mlp(nn.ReLU()), randn(1, 4)),
+    "mlp-tanh": lambda: (_mlp(nn.Tanh()), randn(1, 4)),
+    "mlp-gelu": lambda: (_mlp(nn.GELU()), randn(1, 4)),
+    "mlp-gelu-tanh": lambda: (_mlp(nn.GELU(approximate="tanh")), randn(1, 4)),
+    "mlp-silu": lambda: (_mlp(nn.SiLU()), randn(1, 4)),
+    "mlp-softplus": lambda: (_mlp(nn.Softplus(beta=2.0)), randn(1, 4)),
+    "mlp-hardswish": lambda: (_mlp(nn.Hardswish()), randn(1, 4)),
+    "mlp-elu": lambda: (_mlp(nn.ELU(0.7)), randn(1, 4)),
+    "mlp-prelu": lambda: (_mlp(nn.PReLU()), randn(1, 4)),
+    "cnn": lambda: (_cnn(), randn(1, 1, 8, 8)),
+    "residual": lambda: (Residual(), randn(1, 3, 4, 4)),
+    "branched": lambda: (Branched(), randn(1, 4)),
+    "no-batch-axis": lambda: (NoBatchAxis(), randn(6)),
+    "hard-coded-one": lambda: (HardCodedOne(), randn(1, 1, 4, 4)),
+    "joint-batch": lambda: (_mlp(nn.ReLU()), randn(3, 4)),
+    "unet": lambda: (UNet(), randn(1, 1, 4, 4)),
+    "transformer": lambda: (VisionTransformer(), randn(1, 1, 8, 8)),
+    "attention": lambda: (SelfAttention(False), randn(1, 3, 4)),
+    "attention-weights": lambda: (SelfAttention(True), randn(1, 3, 4)),
+    "cross-attention": lambda: (CrossAttention(), randn(3, 1, 4)),
+    "encoder-layer": lambda: (
+        nn.TransformerEncoderLayer(4, 2, 6, norm_first=True), randn(3, 1, 4)),
+    "group-norm": lambda: (_normed(nn.GroupNorm(2, 4)), randn(1, 1, 5, 5)),
+    "layer-norm": lambda: (_normed(nn.LayerNorm([4, 3, 3])), randn(1, 1, 5, 5)),
+    "instance-norm": lambda: (_normed(nn.InstanceNorm2d(4, affine=True)), randn(1, 1, 5, 5)),
+    "average-pool": lambda: (_normed(nn.AvgPool2d(3, 1, 1)), randn(1, 1, 5, 5)),
     "adaptive-pool": lambda: (
-        nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(1, 1, 5, 5)),
-    "upsample": lambda: (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Upsample(scale_factor=2)), torch.randn(1, 1, 4, 4)),
-    "conv1d": lambda: (nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.ReLU()), torch.randn(1, 2, 5)),
-    "shared": lambda: (Shared(), torch.randn(1, 4)),
-    "weight-norm": lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), torch.randn(1, 4)),
-    "many-outputs": lambda: (ManyOutputs(), (torch.randn(1, 3), {"z": torch.randn(1, 2)}, 3.0)),
-    "in-place": lambda: (InPlace(), torch.randn(1, 4)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        randn(1, 1, 5, 5)),
+    "upsample": lambda: (
+        nn.Sequential(nn.Conv2d(1, 1, 3), nn.Upsample(scale_factor=2)), randn(1, 1, 4, 4)),
+    "conv1d": lambda: (
+        nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.ReLU()), randn(1, 2, 5)),
+    "shared": lambda: (Shared(), randn(1, 4)),
+    "weight-norm": lambda: (weight_norm(nn.Linear(4, 3)), randn(1, 4)),
+    "many-outputs": lambda: (ManyOutputs(), (randn(1, 3), {"z": randn(1, 2)}, 3.0)),
+    "in-place": lambda: (InPlace(), randn(1, 4)),
 }  # fmt: skip
 
 

@@ -33,9 +33,9 @@ class Alpha:
     """
 
     iterations: int = 20
-    rate: float = 0.4
-    decay: float = 0.9
-    unit_iterations: int = 6
+    rate: float = 0.5
+    decay: float = 0.98
+    unit_iterations: int = 20
 
     @property
     def inner(self) -> Alpha | None:

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from certify.bounds.budget import Limits
+from certify.bounds.patches import PatchRows, pull_patches, relax_patches
 from certify.bounds.program import Program, Step
 from certify.bounds.rounding import UNIT64, Semantics, magnitude, relaxed_error, round_down
 from certify.bounds.rows import UnitRows, dense, pull_unit_rows
+from certify.bounds.threads import threads_for
 from certify.core.region import Region
+from certify.ops.families import Lines
 from certify.ops.record import Interval, Relaxation
 
-Rows = Any  # Tensor (B, R, *shape) or UnitRows
+Rows = Any  # Tensor (B, R, *shape), UnitRows or PatchRows
 Relax = Callable[[Step], Relaxation]
 
 
@@ -48,6 +51,10 @@ class Sweep:
 
     def run(self, relax: Relax, stop: frozenset[int] = frozenset()) -> None:
         """Pull everything back to the model's inputs, or to steps in ``stop``."""
+        with threads_for(self.bias.numel() * self.program.operations):
+            self._run(relax, stop)
+
+    def _run(self, relax: Relax, stop: frozenset[int]) -> None:
         while True:
             ready = [i for i in self.coefficients if i not in stop and self.program.steps[i]]
             if not ready:
@@ -62,7 +69,7 @@ class Sweep:
             if step.affine:
                 self._affine(step, rows)
             else:
-                self._relaxed(step, dense(rows), relax(step))
+                self._relaxed(step, rows, relax(step))
 
     def minimum(self, region: Region, inputs: Sequence[int]) -> Tensor:
         """Lower bounds ``(B, R)`` of the rows, with everything pulled back to ``inputs``."""
@@ -101,32 +108,36 @@ class Sweep:
     def _charge(self, step: Step, rows: Rows) -> None:
         """Subtract what rounding in this step can cost."""
         error = self.errors.get(step.index)
-        if self.error is None or error is None:
-            return
-        if isinstance(rows, UnitRows):
-            self.error = self.error + rows.pick(error)
-        else:
-            self.error = self.error + _dot(rows.abs().flatten(2), error.flatten(1))
+        if self.error is not None and error is not None:
+            self.error = self.error + _size_dot(rows, error)
 
     def _affine(self, step: Step, rows: Rows) -> None:
         if step.offset is not None:
-            if isinstance(rows, UnitRows):
-                self._add_bias(rows.pick(step.offset.unsqueeze(0)))
-            else:
-                self._add_bias(torch.matmul(rows.flatten(2), step.offset.flatten()))
-        parts = pull_unit_rows(step, rows) if isinstance(rows, UnitRows) else None
+            self._add_bias(_row_dot(rows, step.offset.unsqueeze(0)))
+        parts = None
+        if not isinstance(rows, Tensor):
+            parts = pull_patches(step, rows)
+            if parts is None and isinstance(rows, UnitRows):
+                parts = pull_unit_rows(step, rows)
         if parts is None:
             parts = step.rule.transpose(step.site, dense(rows), *step.constants)
-        for source, part in zip(step.sources, parts, strict=True):
-            if source is not None and part is not None:
-                self._accumulate(source, part)
+        self._spread(step, parts)
 
-    def _relaxed(self, step: Step, A: Tensor, relaxation: Relaxation) -> None:
+    def _relaxed(self, step: Step, rows: Rows, relaxation: Relaxation) -> None:
         if self.error is not None:
             cost = relaxed_error(step, relaxation, self.bounds)
-            self.error = self.error + _dot(A.abs().flatten(2), cost.expand(-1, *step.site.shape).flatten(1))
-        parts, bias = relaxation.backward(A)
+            self.error = self.error + _size_dot(rows, cost.expand(-1, *step.site.shape))
+        if isinstance(rows, PatchRows) and isinstance(relaxation, Lines):
+            found = relax_patches(rows, relaxation)
+            if found is not None:
+                self._add_bias(found[1])
+                self._spread(step, (found[0],))
+                return
+        parts, bias = relaxation.backward(dense(rows))
         self._add_bias(bias)
+        self._spread(step, parts)
+
+    def _spread(self, step: Step, parts: Sequence[Rows | None]) -> None:
         for source, part in zip(step.sources, parts, strict=True):
             if source is not None and part is not None:
                 self._accumulate(source, part)
@@ -136,12 +147,15 @@ class Sweep:
         if old is None:
             self.coefficients[source] = part
             return
-        total = dense(old) + dense(part)
+        total: Rows = None
+        if isinstance(old, PatchRows) and isinstance(part, PatchRows):
+            total = old.plus(part)
+        if total is None:
+            total = dense(old) + dense(part)
         self.coefficients[source] = total
         box = self.bounds[source]
         if self.error is not None and box is not None:
-            size = magnitude(box).flatten(1)
-            self.error = self.error + _dot(total.abs().flatten(2), size) * (2 * UNIT64)
+            self.error = self.error + _size_dot(total, magnitude(box)) * (2 * UNIT64)
 
     def _add_bias(self, term: Tensor) -> None:
         self.bias = self.bias + term
@@ -151,11 +165,28 @@ class Sweep:
     def _mirror(self) -> None:
         self.mirrored = False
         for index, rows in self.coefficients.items():
+            if isinstance(rows, PatchRows):
+                self.coefficients[index] = rows.mirrored()
+                continue
             A = dense(rows)
             self.coefficients[index] = torch.cat((A, -A), 1)
         self.bias = torch.cat((self.bias, -self.bias), 1)
         if self.error is not None:
             self.error = torch.cat((self.error, self.error), 1)
+
+
+def _row_dot(rows: Rows, x: Tensor) -> Tensor:
+    """Any kind of rows times ``x (B or 1, *shape)``, ``(B, R)``."""
+    if isinstance(rows, UnitRows):
+        return rows.pick(x)
+    if isinstance(rows, PatchRows):
+        return rows.dot(x)
+    return _dot(rows.flatten(2), x.flatten(1))
+
+
+def _size_dot(rows: Rows, x: Tensor) -> Tensor:
+    """As `_row_dot` with absolute coefficients."""
+    return _row_dot(rows if isinstance(rows, UnitRows) else rows.abs(), x)
 
 
 def _dot(A: Tensor, x: Tensor) -> Tensor:

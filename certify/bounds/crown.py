@@ -20,6 +20,7 @@ from certify.bounds.interval import interval_step
 from certify.bounds.program import Program, Step, to_tensor
 from certify.bounds.rounding import Semantics
 from certify.bounds.rows import UnitRows
+from certify.bounds.threads import threads_for
 from certify.core.region import Product, Region
 from certify.core.region_box import BoxShaped
 from certify.ops.record import Interval, Relaxation, RelaxedRule
@@ -111,7 +112,8 @@ def tighten(
             state.bounds[index] = next(boxes)
             state.exact.append(0 if plain else 2)
             continue
-        found, error = interval_step(step, state.bounds, semantics)
+        with threads_for(4 * program.operations * region.batch):
+            found, error = interval_step(step, state.bounds, semantics)
         state.bounds[index] = _defined(found) if index in wanted else found
         if error is not None:
             state.errors[index] = error
@@ -166,7 +168,13 @@ def _with_slopes(state: State, slopes: Slopes) -> Any:
         chosen = slopes.get(step.index)
         if chosen is None:
             return state.relax(step)
-        return step.rule.relax(step.site, chosen, *step.operands(state.bounds))
+        operands = step.operands(state.bounds)
+        if state.semantics.rigorous:  # slopes may come from another precision, or from a file
+            allowed = step.rule.slopes(step.site, *operands)
+            chosen = tuple(
+                c.maximum(s.low).minimum(s.high) for c, s in zip(chosen, allowed, strict=True)
+            )
+        return step.rule.relax(step.site, chosen, *operands)
 
     return relax
 

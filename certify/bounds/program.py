@@ -132,6 +132,16 @@ class Program:
         return tuple(found)
 
     @cached_property
+    def operations(self) -> int:
+        """About how many floating-point operations one example takes."""
+        total = 0
+        for step in self.steps:
+            if step is not None:
+                size = math.prod(step.site.shape)
+                total += 2 * size * (max(1, step.rule.summands(step.site)[0]) if step.affine else 4)
+        return total
+
+    @cached_property
     def largest(self) -> int:
         """Elements of the largest tensor of one example."""
         return max(math.prod(node.shape) for node in self.graph.nodes)

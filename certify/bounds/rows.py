@@ -44,7 +44,7 @@ class UnitRows:
 
 def dense(rows: Any) -> Tensor:
     """``rows`` as a tensor of coefficients."""
-    return rows.dense() if isinstance(rows, UnitRows) else rows
+    return rows if isinstance(rows, Tensor) else rows.dense()
 
 
 def pull_unit_rows(step: Step, rows: UnitRows) -> tuple[Any, ...] | None:

@@ -138,17 +138,16 @@ def fit_side(value: Array, center: Array, shape: Shape, what: str) -> Array:
     Raises:
         BadInput: when the shape fits neither way, or both ways with different meanings.
     """
-    got, original, batch = tuple(value.shape), tuple(center.shape), fit(center, shape, what).shape[0]
+    got, batch = tuple(value.shape), fit(center, shape, what).shape[0]
     size = int(np.prod(got))
     if size == 1:
         return value.reshape((1,) * (len(shape) + 1))
-    if got == original:
+    if got == tuple(center.shape):
         return fit(value, shape, what)
-    if len(got) == len(shape) + 1 and all(g in (1, s) for g, s in zip(got, (batch, *shape), strict=True)):
+    if _broadcasts(got, (batch, *shape)):
         return value
     padded = (1,) * (len(shape) - len(got)) + got
-    elementwise = len(padded) == len(shape) and all(
-        g in (1, s) for g, s in zip(padded, shape, strict=True))
+    elementwise = _broadcasts(padded, shape)
     per_example = got == (batch,)
     if elementwise and per_example:
         raise BadInput(f"{what} of shape {got} could be one number per example or per element: "
@@ -157,3 +156,7 @@ def fit_side(value: Array, center: Array, shape: Shape, what: str) -> Array:
         raise BadInput(f"{what} has shape {got}, which fits neither the batch of {batch} nor the "
                        f"model input {shape}")
     return value.reshape((1, *padded) if elementwise else (batch, *(1,) * len(shape)))
+
+
+def _broadcasts(got: Shape, to: Shape) -> bool:
+    return len(got) == len(to) and all(g in (1, t) for g, t in zip(got, to, strict=True))

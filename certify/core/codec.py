@@ -15,18 +15,18 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from certify.core.arrays import is_tensor
+from certify.core.decimals import parse_numeral
 from certify.core.errors import BadInput, one_line
 
 LARGEST_ARRAY = 2**28  # elements
-MOST_DIGITS = 5000  # of a fraction's numerator or denominator
 _DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int64", "bool")
 _ARRAY_KEYS = {"dtype", "shape", "base64"}
 
@@ -69,16 +69,23 @@ def _no_constant(name: str) -> NoReturn:
     raise BadInput(f"the number {name} is not allowed")
 
 
+class Kind(NamedTuple):
+    """A class that a file may name, and how one is built from its decoded fields, validated."""
+
+    cls: type
+    build: Callable[..., Any]
+
+
 @dataclass(frozen=True)
 class Codec:
-    """Which classes may be named in a file.
+    """Values to plain data and back.
 
     Attributes:
-        kinds: classes by the name under ``"kind"``; the value beside it says how to build one from
-            its decoded fields.
+        kinds: what may stand under the key ``"kind"``. Every other dataclass is known from the
+            annotation of the field that holds it.
     """
 
-    kinds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    kinds: Mapping[str, Kind]
 
     def encode(self, value: Any) -> Any:
         """Plain data for ``value``; classes in ``kinds`` carry their name.
@@ -90,12 +97,14 @@ class Codec:
             return value
         if isinstance(value, Enum):
             return value.value
-        if isinstance(value, (np.ndarray, np.generic)) or is_tensor(value):
+        if isinstance(value, np.generic):
+            return self.encode(value.item())
+        if isinstance(value, np.ndarray) or is_tensor(value):
             return encode_array(value)
         if isinstance(value, (int, float)):
             return value
-        if isinstance(value, Fraction):
-            return {"fraction": f"{value.numerator}/{value.denominator}"}
+        if isinstance(value, Decimal):
+            return {"decimal": str(value)}
         if isinstance(value, Mapping):
             return {str(k): self.encode(v) for k, v in value.items()}
         if isinstance(value, (tuple, list)):
@@ -127,17 +136,18 @@ class Codec:
         if hint is np.ndarray:
             return decode_array(data, where)
         if isinstance(hint, type) and issubclass(hint, Enum):
-            return self._decode_enum(hint, data, where)
+            return _decode_enum(hint, data, where)
         if hint in (bool, int, float, str):
             return _decode_scalar(hint, data, where)
-        if dataclasses.is_dataclass(hint) and hint.__name__ not in self.kinds and not self._abstract(hint):
-            return self._decode_fields(hint, hint, data, where)
+        named = any(isinstance(hint, type) and issubclass(k.cls, hint) for k in self.kinds.values())
+        if dataclasses.is_dataclass(hint) and not named:
+            return self._decode_fields(hint, data, where)
         found = self.decode_any(data, where)
         expect(not isinstance(hint, type) or isinstance(found, hint), where, f"a {_label(hint)}", data)
         return found
 
     def decode_any(self, data: Any, where: str) -> Any:
-        """A self-describing value: an array, a fraction, a named class, a list, a plain scalar."""
+        """A self-describing value: an array, a decimal, a named class, a list, a plain scalar."""
         if isinstance(data, list):
             return tuple(self.decode_any(v, f"{where}[{i}]") for i, v in enumerate(data))
         if not isinstance(data, dict):
@@ -146,38 +156,24 @@ class Codec:
             return data
         if set(data) == _ARRAY_KEYS:
             return decode_array(data, where)
-        if set(data) == {"fraction"}:
-            return decode_fraction(data["fraction"], where)
+        if set(data) == {"decimal"}:
+            expect(isinstance(data["decimal"], str), where, "a decimal numeral", data["decimal"])
+            return parse_numeral(data["decimal"]).exact
         name = data.get("kind")
         if not isinstance(name, str) or name not in self.kinds:
             raise BadInput(f"{where}: unknown kind {one_line(repr(name), 40)}; known are "
                            f"{', '.join(sorted(self.kinds))}")
-        build = self.kinds[name]
-        cls = build if isinstance(build, type) else typing.get_type_hints(build)["return"]
+        kind = self.kinds[name]
         rest = {k: v for k, v in data.items() if k != "kind"}
-        return self._decode_fields(cls, build, rest, where)
+        values = {k: self.decode_any(v, f"{where}.{k}")
+                  for k, v in _fields(kind.cls, rest, where).items()}
+        return _built(kind.build, values, where)
 
-    def _decode_fields(self, cls: Any, build: Callable[..., Any], data: Any, where: str) -> Any:
-        expect(isinstance(data, dict), where, "an object", data)
-        names = [f.name for f in dataclasses.fields(cls) if f.init]
-        unknown, missing = sorted(set(data) - set(names)), sorted(set(names) - set(data))
-        if unknown or missing:
-            said = f"unknown field {one_line(unknown[0], 40)!r}" if unknown else f"no field {missing[0]!r}"
-            raise BadInput(f"{where}: {said}")
-        if cls.__name__ in self.kinds:
-            values = {n: self.decode_any(data[n], f"{where}.{n}") for n in names}
-        else:
-            hints = typing.get_type_hints(cls)
-            values = {n: self.decode(hints[n], data[n], f"{where}.{n}") for n in names}
-        try:
-            return build(**values)
-        except BadInput as error:
-            raise BadInput(f"{where}: {one_line(error)}") from None
-        except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise BadInput(f"{where}: not a {cls.__name__}: {one_line(error)}") from None
-
-    def _abstract(self, hint: Any) -> bool:
-        return bool(getattr(hint, "__abstractmethods__", None))
+    def _decode_fields(self, cls: Any, data: Any, where: str) -> Any:
+        hints = typing.get_type_hints(cls)
+        values = {k: self.decode(hints[k], v, f"{where}.{k}")
+                  for k, v in _fields(cls, data, where).items()}
+        return _built(cls, values, where)
 
     def _decode_union(self, args: tuple[Any, ...], data: Any, where: str) -> Any:
         if data is None and type(None) in args:
@@ -198,12 +194,26 @@ class Codec:
         return tuple(self.decode(a, v, f"{where}[{i}]")
                      for i, (a, v) in enumerate(zip(args, data, strict=True)))
 
-    def _decode_enum(self, hint: type[Enum], data: Any, where: str) -> Any:
-        try:
-            return hint(data)
-        except (ValueError, TypeError):
-            known = ", ".join(str(m.value) for m in hint)
-            raise BadInput(f"{where}: must be one of {known}; got {_shown(data)}") from None
+
+def _fields(cls: Any, data: Any, where: str) -> dict[str, Any]:
+    """``data`` if its keys are exactly the fields of ``cls``."""
+    expect(isinstance(data, dict), where, "an object", data)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    unknown, missing = sorted(set(data) - set(names)), sorted(set(names) - set(data))
+    if unknown or missing:
+        said = f"unknown field {one_line(unknown[0], 40)!r}" if unknown else f"no field {missing[0]!r}"
+        raise BadInput(f"{where}: {said}")
+    return dict(data)
+
+
+def _built(build: Callable[..., Any], values: dict[str, Any], where: str) -> Any:
+    """``build(**values)``; whatever the values are, only `BadInput` comes out."""
+    try:
+        return build(**values)
+    except BadInput as error:
+        raise BadInput(f"{where}: {one_line(error)}") from None
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise BadInput(f"{where}: {one_line(error)}") from None
 
 
 def encode_array(value: Any) -> dict[str, Any]:
@@ -253,24 +263,6 @@ def decode_array(data: Any, where: str) -> np.ndarray:
     return array
 
 
-def decode_fraction(text: Any, where: str) -> Fraction:
-    """``"p/q"`` as an exact fraction.
-
-    Raises:
-        BadInput: not of this form, or too long.
-    """
-    expect(isinstance(text, str), where, "a fraction p/q", text)
-    top, bar, bottom = text.partition("/")
-    digits = top.removeprefix("-")
-    good = bool(bar) and all(p.isascii() and p.isdigit() and len(p) <= MOST_DIGITS
-                             for p in (digits, bottom))
-    expect(good, where, "a fraction p/q", text)
-    try:
-        return Fraction(int(top), int(bottom))
-    except (ValueError, ZeroDivisionError):
-        raise BadInput(f"{where}: must be a fraction p/q; got {_shown(text)}") from None
-
-
 def expect(good: bool, where: str, wanted: str, data: Any) -> None:
     """Raise `BadInput` naming the place, what is wanted there and what was found, unless ``good``."""
     if not good:
@@ -291,3 +283,11 @@ def _decode_scalar(hint: type, data: Any, where: str) -> Any:
     expect(type(data) is hint, where, {"str": "text"}.get(hint.__name__, f"a {hint.__name__}"), data)
     expect(hint is not float or math.isfinite(data), where, "finite", data)
     return data
+
+
+def _decode_enum(hint: type[Enum], data: Any, where: str) -> Any:
+    try:
+        return hint(data)
+    except (ValueError, TypeError):
+        known = ", ".join(str(m.value) for m in hint)
+        raise BadInput(f"{where}: must be one of {known}; got {_shown(data)}") from None

@@ -10,8 +10,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import Clamped, Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
-from decimal import Rounded, Subnormal, Underflow
+from decimal import (
+    Clamped,
+    Context,
+    Decimal,
+    DecimalException,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Subnormal,
+    Underflow,
+)
 from fractions import Fraction
 
 from certify.core.errors import BadInput, LimitExceeded, Unsupported, one_line
@@ -21,7 +30,7 @@ LONGEST_NUMERAL = 100_000
 _EXACT_DIGITS = 2_000  # sums whose exact result needs more digits are refused
 _CHEAP_EXPONENT = 2_000
 _EXACT = Context(prec=_EXACT_DIGITS, Emin=-(10**6), Emax=10**6,
-                 traps=[Inexact, Rounded, InvalidOperation, Overflow, Underflow, Subnormal, Clamped])
+                 traps=[Inexact, InvalidOperation, Overflow, Underflow, Subnormal, Clamped])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,10 @@ def exact_sum(a: Decimal, b: Decimal) -> Decimal:
 
 def exact_product(a: Decimal, b: Decimal) -> Decimal:
     """``a * b`` without rounding; raises as `exact_sum`."""
+    if a.copy_abs() == 1:
+        return b if a > 0 else b.copy_negate()
+    if b.copy_abs() == 1:
+        return a if b > 0 else a.copy_negate()
     try:
         return _EXACT.multiply(a, b)
     except DecimalException as error:

@@ -13,21 +13,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STEPS = 64
+_PIECE = 1 << 18  # elements handled at a time on a CPU
 _CLOSE = {2: 1e-3, 4: 1e-6, 8: 1e-14}  # relative accuracy of the radius, by bytes per float
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far an element may move: ``low <= d <= high`` each ``(B, 1, n)``, radius ``(B, 1, 1)``."""
+    """How far an element may move: ``low <= d <= high``, ``(B, 1, n)``; radius ``(B, 1, 1)``."""
 
     low: Tensor
     high: Tensor
     eps: Tensor
 
+    def example(self, i: int) -> Reach:
+        """One example of the batch; what is shared stays shared."""
+        low, high, eps = (v[i : i + 1] if v.shape[0] > 1 else v
+                          for v in (self.low, self.high, self.eps))
+        return Reach(low, high, eps)
+
 
 @dataclass(frozen=True)
 class _Downhill:
-    """Moves along ``-a``: least and greatest length, their sign, and the move where it is forced."""
+    """Moves along ``-a``: their sign, least and greatest length, and where they are forced."""
 
     sign: Tensor
     least: Tensor
@@ -64,20 +71,37 @@ def level(a: Tensor, reach: Reach, p: float) -> tuple[Tensor, Tensor, Tensor]:
     import torch
 
     with torch.no_grad():
-        path, q = _downhill(a, reach), p / (p - 1)
-        top = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.sum(-1, keepdim=True)
-        top = top.where(top > 0, 1.0)
-        weight = (a.abs() / top) ** q
-        least, most, target = path.least**p, path.most**p, reach.eps**p
-        moving = weight > 0
-        binds = torch.where(moving, most, least).sum(-1, keepdim=True) > target
-        s = _newton(weight, least, most, target, binds)
-        length = torch.where(moving, (s * weight).clamp(least, most), least)
-        length = torch.where(binds, length, torch.where(moving, most, least))
-        free = binds & moving & (s * weight > least) & (s * weight < most) & ~path.forced
-        bounded = torch.maximum(s, 1e-10 * target)  # a radius just enough to reach the range: s = 0
-        multiplier = (top * bounded ** (-1 / q)).where(binds, 0.0).nan_to_num(0.0, 0.0, 0.0)
-        return multiplier, path.move(length ** (1 / p)), free
+        examples = max(a.shape[0], reach.low.shape[0])
+        if examples * a.shape[1] * a.shape[2] <= _PIECE or a.device.type != "cpu":
+            return _level(a, reach, p)
+        rows = max(1, _PIECE // max(1, a.shape[2]))
+        done = []
+        for i in range(examples):  # pieces that stay in the cache are several times faster
+            own, around = a[i : i + 1] if a.shape[0] > 1 else a, reach.example(i)
+            parts = [_level(part, around, p) for part in own.split(rows, 1)]
+            done.append([torch.cat(column, 1) for column in zip(*parts, strict=True)])
+        multiplier, move, free = (torch.cat(column) for column in zip(*done, strict=True))
+        return multiplier, move, free
+
+
+def _level(a: Tensor, reach: Reach, p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`level` in one piece."""
+    import torch
+
+    path, q = _downhill(a, reach), p / (p - 1)
+    top = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.sum(-1, keepdim=True)
+    top = top.where(top > 0, 1.0)
+    weight = (a.abs() / top) ** q
+    least, most, target = path.least**p, path.most**p, reach.eps**p
+    moving = weight > 0
+    binds = torch.where(moving, most, least).sum(-1, keepdim=True) > target
+    s = _newton(weight, least, most, target, binds)
+    length = torch.where(moving, (s * weight).clamp(least, most), least)
+    length = torch.where(binds, length, torch.where(moving, most, least))
+    free = binds & moving & (s * weight > least) & (s * weight < most) & ~path.forced
+    bounded = torch.maximum(s, 1e-10 * target)  # a radius just enough to reach the range: s = 0
+    multiplier = (top * bounded ** (-1 / q)).where(binds, 0.0).nan_to_num(0.0, 0.0, 0.0)
+    return multiplier, path.move(length ** (1 / p)), free
 
 
 def _newton(weight: Tensor, least: Tensor, most: Tensor, target: Tensor, binds: Tensor) -> Tensor:
@@ -112,6 +136,7 @@ def fill(a: Tensor, reach: Reach) -> tuple[Tensor, Tensor, Tensor]:
     """
     import torch
 
+    a = a.expand(max(a.shape[0], reach.low.shape[0]), -1, -1)
     size = a.abs()
     with torch.no_grad():
         path = _downhill(a, reach)

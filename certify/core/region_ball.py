@@ -52,8 +52,8 @@ class Ball(Centred):
             return self
         region = self._fitted(tuple(shape))
         if any(s != 1 for s in region.eps.shape[1:]):
-            raise BadInput(f"{type(self).__name__}: eps has shape {tuple(self.eps.shape)}; give one "
-                           "number or one per example")
+            raise BadInput(f"{type(self).__name__}: eps has shape {tuple(self.eps.shape)}; give "
+                           "one number or one per example")
         if self.clip is not None:
             gap = abs(region._nearest() - widened(region.center)).reshape(region.batch, -1)
             distance = (gap**self.exponent).sum(-1) ** (1 / self.exponent)

@@ -135,7 +135,8 @@ class Region(ABC):
 
     def rows(self, index: Any) -> Self:
         """The examples named by ``index`` (an int, slice, list or mask) as a region."""
-        count, pick = self.batch, slice(index, index + 1 or None) if isinstance(index, int) else index
+        count = self.batch
+        pick = slice(index, index + 1 or None) if isinstance(index, int) else index
         changes = {}
         for name, value in self._arrays():
             if name in self.cut_axis or (count > 1 and value.shape and value.shape[0] == count):
@@ -165,7 +166,7 @@ class Region(ABC):
         return copy
 
     def _reshaped(self, shape: Shape) -> Self:
-        """The arrays of a region over a flat input ``(n,)`` for an input of n elements, ``shape``."""
+        """A region over a flat input ``(n,)`` as one over an input of n elements, ``shape``."""
         ones = (1,) * len(shape)
         changes = {n: v.reshape(v.shape[0], *(ones if v.shape[1] == 1 else shape))
                    for n, v in self._arrays()}

@@ -114,7 +114,7 @@ class Centred(Region):
         return (point >= low - spare) & (point <= high + spare)
 
     def _range(self) -> tuple[Array, Array]:
-        """The data range ``(low, high)`` as float64 ``(B, *shape)``, infinite where there is none."""
+        """The data range as float64 ``(B, *shape)``, infinite where there is none."""
         shape = (self.batch, *self._shape())
         center = widened(self.center)
         if self.clip is None:

@@ -41,7 +41,7 @@ class L0(Centred):
 
     def __post_init__(self) -> None:
         if self.clip is None:
-            raise BadInput("L0: a changed element is bounded by the range only: give clip=(low, high)")
+            raise BadInput("L0: only the range bounds a changed element: give clip=(low, high)")
         super().__post_init__()
         require_finite("L0: low", self.clip[0])
         require_finite("L0: high", self.clip[1])
@@ -55,7 +55,7 @@ class L0(Centred):
         outside = np.array([[-0.25, 0.5, 1.1, 0.0, 1.0]])
         return (
             L0(image, 3, (0, 1)).batched((3, 4)),
-            L0(np.array([[-1.0, 0, 1, 2, 3], [0.0] * 5]), np.array([2, 4]), (low, 4.0)).batched((5,)),
+            L0([[-1.0, 0, 1, 2, 3], [0.0] * 5], np.array([2, 4]), (low, 4.0)).batched((5,)),
             L0(outside, 3, (0, 1)).batched((1, 5)),
             L0(image, 0, (0, 1)).batched((3, 4)),
             L0(image, 99, (0, 1)).batched((3, 4)),
@@ -67,7 +67,8 @@ class L0(Centred):
             return self
         region = self._fitted(tuple(shape))
         if any(s != 1 for s in region.k.shape[1:]):
-            raise BadInput(f"L0: k has shape {tuple(self.k.shape)}; give one number or one per example")
+            raise BadInput(f"L0: k has shape {tuple(self.k.shape)}; give one number or one per "
+                           "example")
         forced = region._forced().reshape(region.batch, -1).sum(-1)
         allowed = widened(region.k).reshape(-1) + 0 * forced
         require(forced <= allowed, "L0: more elements outside the range than k allows",
@@ -84,7 +85,8 @@ class L0(Centred):
         """The range; just the centre where no change is left to make."""
         low, high = self._range()
         forced = self._forced()
-        used = forced.reshape(self.batch, -1).sum(-1).reshape(self.batch, *(1,) * len(self._shape()))
+        ones = (1,) * len(self._shape())
+        used = forced.reshape(self.batch, -1).sum(-1).reshape(self.batch, *ones)
         still = (widened(self.k) <= used) & ~forced
         center = widened(self.center)
         return (where(still, center, where(forced, low, smaller(low, center))),
@@ -112,8 +114,7 @@ class L0(Centred):
         best = torch.where(a > 0, low, high)
         gain = (a * (best - center)).where(~forced, 0.0)
         with torch.no_grad():
-            rank = gain.argsort(-1).argsort(-1)
-            moved = ((rank < left) & (gain < 0)) | forced
+            moved = (_largest(-gain, left) & (gain < 0)) | forced
         return a * (best - center), moved
 
     def minimum(self, A: Tensor, rigorous: bool = False) -> Tensor:
@@ -148,8 +149,7 @@ class L0(Centred):
         low, high, center, forced, left = self._parts(flat)
         clipped = torch.minimum(torch.maximum(flat, low), high)
         size = ((flat - center).abs() - (flat - clipped).abs()).masked_fill(forced, -1.0)
-        rank = (-size).argsort(-1).argsort(-1)
-        kept = (rank < left) | forced
+        kept = _largest(size, left) | forced
         return torch.where(kept, clipped, center).reshape(x.shape)
 
     def contains(self, x: Any, slack: float = 0.0) -> Array:
@@ -162,3 +162,14 @@ class L0(Centred):
         return few & every(self._in_range(point, beside, slack))
 
 
+
+
+def _largest(size: Tensor, count: Tensor) -> Tensor:
+    """Mask of the ``count`` largest elements along the last axis; count is ``(B or 1, 1, 1)``."""
+    import torch
+
+    size = size.expand(max(size.shape[0], count.shape[0]), -1, -1)
+    most = min(int(count.max()), size.shape[-1])
+    picked = size.topk(most, dim=-1).indices
+    within = torch.arange(most, device=size.device) < count
+    return torch.zeros_like(size, dtype=torch.bool).scatter(-1, picked, within.expand_as(picked))

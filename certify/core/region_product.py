@@ -129,7 +129,8 @@ def as_inputs(region: Region, shapes: Sequence[Shape]) -> tuple[Region, ...]:
     carrier = getattr(region, region.cut_axis[0])
     flat = carrier.ndim in (1, 2) and carrier.shape[-1] == total
     if len(shapes) == 1:
-        return (region.batched((total,))._reshaped(shapes[0]) if flat else region.batched(shapes[0]),)
+        only = shapes[0]
+        return (region.batched((total,))._reshaped(only) if flat else region.batched(only),)
     if not flat or not isinstance(region, Box):
         raise BadInput(f"{type(region).__name__} for a model with {len(shapes)} inputs: give a "
                        f"Product with one region each, or a flat Box of {total} elements")

@@ -64,7 +64,8 @@ class Clause:
     def __post_init__(self) -> None:
         if not len(self.bound):
             raise BadInput("a clause without a row makes every input unsafe: give at least one row")
-        for what, values in (("coefficient", self.y), ("coefficient", self.x), ("bound", self.bound)):
+        parts = (("coefficient", self.y), ("coefficient", self.x), ("bound", self.bound))
+        for what, values in parts:
             if values is not None and not np.isfinite(values).all():
                 raise BadInput(f"a specification has a {what} that is NaN or infinite")
         blank = ~self.y.any(axis=-1)
@@ -134,11 +135,12 @@ class Spec:
         Raises:
             BadInput: a label outside the classes, or fewer than two classes.
         """
-        labels = np.atleast_1d(np.asarray(label.cpu() if is_tensor(label) else label))  # type: ignore[union-attr]
+        given: Any = label
+        labels = np.atleast_1d(np.asarray(given.cpu() if is_tensor(given) else given))
         if num_classes < 2:
             raise BadInput(f"a classification needs at least 2 classes, got {num_classes}")
         if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
-            raise BadInput("labels must be one whole number or a list of them, one per example, got "
+            raise BadInput("labels must be one whole number or one per example, got "
                            f"shape {labels.shape} of {labels.dtype}")
         if ((labels < 0) | (labels >= num_classes)).any():
             raise BadInput(f"label {int(labels[(labels < 0) | (labels >= num_classes)][0])} is not "
@@ -163,7 +165,8 @@ class Spec:
         y = np.array(C, dtype=np.float64)
         y = y[None] if y.ndim == 2 else y
         if y.ndim != 3 or not y.size:
-            raise BadInput(f"C must be (rows, outputs) or (batch, rows, outputs), got {np.shape(C)}")
+            raise BadInput("C must be (rows, outputs) or (batch, rows, outputs), got "
+                           f"{np.shape(C)}")
         bound = np.array(d, dtype=np.float64)
         if bound.shape not in ((), (y.shape[1],)):
             raise BadInput(f"d has shape {bound.shape} for {y.shape[1]} rows of C")
@@ -187,7 +190,7 @@ class Spec:
     @property
     def batch(self) -> int:
         """Number of examples the rows differ for; 1 when they serve all."""
-        return max(c.y.shape[0] for c in self.clauses)
+        return int(max(c.y.shape[0] for c in self.clauses))
 
     @property
     def num_inputs(self) -> int | None:
@@ -242,7 +245,8 @@ class Spec:
         if len(self.clauses) == len(rows.bound):
             return refuted.all(1)
         group = torch.from_numpy(rows.group).to(margins.device)
-        count = torch.zeros(len(margins), len(self.clauses), dtype=torch.int32, device=margins.device)
+        count = torch.zeros(len(margins), len(self.clauses), dtype=torch.int32,
+                            device=margins.device)
         return (count.index_add(1, group, refuted.int()) > 0).all(1)
 
     def violated(self, x: Any, y: Any) -> NDArray[np.bool_]:
@@ -258,7 +262,8 @@ class Spec:
 def _check_size(batch: int, rows: int, width: int) -> None:
     if batch * rows * width > LARGEST_SPEC:
         raise LimitExceeded(f"a specification of {batch} x {rows} rows over {width} elements has "
-                            f"more than {LARGEST_SPEC} coefficients: use smaller batches or fewer rows")
+                            f"more than {LARGEST_SPEC} coefficients: use smaller batches or "
+                            "fewer rows")
 
 
 def _single_rows(y: NDArray[np.float64], bound: NDArray[np.float64],
@@ -277,7 +282,8 @@ def _clause(rows: Sequence[Row], num_outputs: int, num_inputs: int | None) -> Cl
     y = np.zeros((1, len(rows), num_outputs))
     for i, row in enumerate(rows):
         y[0, i] = _dense(row.y, num_outputs, "output")
-    return Clause(y, x, np.array([float(r.bound) for r in rows]), np.array([r.strict for r in rows]))
+    bound, strict = [float(r.bound) for r in rows], [r.strict for r in rows]
+    return Clause(y, x, np.array(bound), np.array(strict, dtype=bool))
 
 
 def _dense(given: Any, width: int, what: str) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Whether concrete points satisfy the rows of clauses: exact, and in floats wherever that decides."""
+"""Whether concrete points satisfy the rows of clauses: exact, in floats wherever that decides."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _clause(clause: RowsLike, x: Any, y: NDArray[np.float64], batch: int) -> NDA
     holds = below.copy()
     for b, r in np.argwhere(~below & ~above):
         holds[b, r] = not above[b].any() and _exactly(clause, used_x, y, int(b), int(r))
-    return holds.all(axis=1)  # type: ignore[no-any-return]
+    return np.asarray(holds.all(axis=1))
 
 
 def _exactly(clause: RowsLike, x: Any, y: NDArray[np.float64], b: int, r: int) -> bool:

@@ -123,7 +123,7 @@ def _gunzip(raw: bytes, name: str, limit: int) -> bytes:
             rest = member.unused_data if member.eof else member.unconsumed_tail
             total += len(piece)
             if total > allowed:
-                raise LimitExceeded(f"{name}: decompressed size is beyond the limit of {allowed} bytes")
+                raise LimitExceeded(f"{name}: decompressed size is beyond {allowed} bytes")
             if not piece and not rest and not member.eof:
                 raise BadInput(f"{name}: gzip data ends early")
             pieces.append(piece)

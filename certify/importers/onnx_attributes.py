@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from certify.core.errors import BadInput, Unsupported
-from certify.importers.onnx_proto import node_label
+from certify.importers.onnx_proto import domain_of, node_label
 from certify.importers.onnx_tensors import quoted, to_array
 
 _FLOAT, _INT, _STRING, _TENSOR, _FLOATS, _INTS, _STRINGS, _TENSORS = 1, 2, 3, 4, 6, 7, 8, 9
 _INFINITE = {"Clip", "Pad", "Constant"}  # where an infinite attribute has a meaning of its own
 _NO_EFFECT = {  # on the values of the first output, at inference
     ("BatchNormalization", "momentum"), ("MaxPool", "storage_order"), ("Dropout", "ratio"),
+    ("Conv", "kernel_shape"), ("ConvTranspose", "kernel_shape"),  # checked against the weight
     ("Dropout", "seed"), ("LayerNormalization", "stash_type"), ("Cast", "saturate"),
 }
 
@@ -49,6 +50,21 @@ def decode(node: Any, outer: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[attribute.name] = value_of(attribute, node)
     return found
+
+
+def defaults(body: Any, node: Any, opsets: Mapping[str, int]) -> dict[str, Any]:
+    """Values of a function's attributes where a call of it gives none.
+
+    Args:
+        body: the ``FunctionProto``.
+        node: the call.
+        opsets: versions that apply to the call.
+    """
+    domain = domain_of(node.domain)
+    schema = schema_of(node, opsets.get(domain, 0), domain)
+    declared = [] if schema is None else [a.default_value for a in schema.attributes.values()]
+    given = [a for a in (*declared, *body.attribute_proto) if a.type]
+    return {a.name: value_of(a, node) for a in given}
 
 
 def value_of(attribute: Any, node: Any) -> Any:

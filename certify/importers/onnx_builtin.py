@@ -1,4 +1,4 @@
-"""ONNX operators the importer settles itself: constants, shapes, and those that pass values through.
+"""ONNX operators the importer settles itself: constants, shapes, and values passed through.
 
 They need no bounds. A shape is known when the model is read, so chains such as Shape, Gather,
 Concat, Reshape vanish from the graph.
@@ -33,7 +33,7 @@ def builtin(
         LimitExceeded: a constant that would be too large.
         Unsupported: a form of the operator that is not a plain function of the input.
     """
-    rule = _BUILTINS.get(place.op)
+    rule = BUILTINS.get(place.op)
     return None if rule is None else rule(place, operands, attrs)
 
 
@@ -53,7 +53,9 @@ def _constant(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tu
     return (constant(place.outputs[0], np.asarray(value, kind)),)
 
 
-def _constant_of_shape(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tuple[Known, ...]:
+def _constant_of_shape(
+    place: Place, operands: _Operands, attrs: Mapping[str, Any]
+) -> tuple[Known, ...]:
     sizes = _first(place, operands).native
     if sizes is None:
         raise Unsupported(f"{place.where}: its shape depends on the input's values")
@@ -95,7 +97,9 @@ def _cast(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tuple[
     return _to_type(place, _first(place, operands), int(attrs.get("to", 0)))
 
 
-def _cast_like(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tuple[Known, ...] | None:
+def _cast_like(
+    place: Place, operands: _Operands, attrs: Mapping[str, Any]
+) -> tuple[Known, ...] | None:
     like = operands[1] if len(operands) > 1 else None
     kind = "float32" if like is None or like.native is None else like.native.dtype.name
     code = next((c for c, name in _CASTS.items() if name == kind), 0)
@@ -107,23 +111,23 @@ def _to_type(place: Place, known: Known, code: int) -> tuple[Known, ...] | None:
         if code in (_FLOAT, _DOUBLE):
             return (known,)  # in real arithmetic nothing changes
         if code in FLOATS:
-            raise Unsupported(f"{place.where}: rounding values to {type_name(code)} is not supported")
+            raise Unsupported(f"{place.where}: rounding to {type_name(code)} is not supported")
         return None
     if code not in _CASTS:
         raise Unsupported(f"{place.where}: casting to {type_name(code)} is not supported")
-    target = np.dtype(_CASTS[code])
-    if known.native.dtype == target:
+    source, target = known.native.dtype, np.dtype(_CASTS[code])
+    if source == target:
         return (known,)
     if target.kind == "i" and not known.finite:
         raise BadInput(f"{place.where}: an infinity has no integer value")
     with np.errstate(all="ignore"):
         native = known.native.astype(target)
-    widens = target.kind == known.native.dtype.kind == "f" and target.itemsize > known.native.dtype.itemsize
+    widens = target.kind == source.kind == "f" and target.itemsize > source.itemsize
     exact = np.asarray(known.value.constant) if widens else native
     return (constant(place.outputs[0], native, exact),)
 
 
-_BUILTINS: dict[str, Builtin] = {
+BUILTINS: dict[str, Builtin] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Shape": _shape,

@@ -46,6 +46,11 @@ def _array(operands: _Operands, index: int) -> np.ndarray | None:
     return None if known is None else known.native
 
 
+def _name(operands: _Operands, index: int) -> str:
+    known = operands[index]
+    return "?" if known is None else quoted(known.value.name)
+
+
 def _window(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:
     size = _shape(operands, 0)[2:]
     if not size:
@@ -65,10 +70,11 @@ def _fits(kernel: Sequence[int], size: Shape, attrs: Mapping[str, Any], where: s
     if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", ""):
         return
     pads = attrs.get("pads", [0] * 2 * len(size))
-    reach = [d * (k - 1) + 1 for d, k in zip(attrs.get("dilations", [1] * len(size)), kernel, strict=True)]
+    dilations = attrs.get("dilations", [1] * len(size))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     room = [n + pads[i] + pads[i + len(size)] for i, n in enumerate(size)]
     if any(r > n for r, n in zip(reach, room, strict=True)):
-        raise BadInput(f"{where}: a kernel of {list(kernel)} does not fit into the padded input {room}")
+        raise BadInput(f"{where}: a kernel of {list(kernel)} exceeds the padded input {room}")
 
 
 def _pool(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:
@@ -82,9 +88,7 @@ def _conv(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:
     x, weight, group = _shape(operands, 0), _shape(operands, 1), attrs.get("group", 1)
     _weights(x, weight, attrs, where)
     if group < 1 or weight[0] % group or x[1] != weight[1] * group:
-        raise BadInput(
-            f"{where}: group {group} does not fit {x[1]} input channels and a weight of shape {weight}"
-        )
+        raise BadInput(f"{where}: group {group} does not fit {x[1]} channels and weight {weight}")
     _fits(weight[2:], x[2:], attrs, where)
 
 
@@ -93,22 +97,20 @@ def _conv_transpose(operands: _Operands, attrs: Mapping[str, Any], where: str) -
     x, weight, group = _shape(operands, 0), _shape(operands, 1), attrs.get("group", 1)
     _weights(x, weight, attrs, where)
     if group < 1 or x[1] != weight[0] or x[1] % group:
-        raise BadInput(
-            f"{where}: group {group} does not fit {x[1]} input channels and a weight of shape {weight}"
-        )
+        raise BadInput(f"{where}: group {group} does not fit {x[1]} channels and weight {weight}")
 
 
 def _weights(x: Shape, weight: Shape, attrs: Mapping[str, Any], where: str) -> None:
     if len(weight) != len(x):
         raise BadInput(f"{where}: a weight of shape {weight} does not fit an input of shape {x}")
     if tuple(attrs.get("kernel_shape", weight[2:])) != weight[2:]:
-        raise BadInput(f"{where}: kernel_shape {attrs['kernel_shape']} is not that of the weight {weight}")
+        raise BadInput(f"{where}: kernel_shape is not that of the weight {weight}")
 
 
 def _divide(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:
     divisor = _array(operands, 1)
     if divisor is not None and (divisor == 0).any():
-        raise BadInput(f"{where}: divides by {quoted(operands[1].value.name)}, which holds a zero")
+        raise BadInput(f"{where}: divides by {_name(operands, 1)}, which holds a zero")
 
 
 def _batch_norm(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:
@@ -117,9 +119,9 @@ def _batch_norm(operands: _Operands, attrs: Mapping[str, Any], where: str) -> No
     if not attrs.get("spatial", 1):
         raise Unsupported(f"{where}: spatial = 0 is not supported")
     variance = _array(operands, 4)
-    if variance is not None and (variance.astype(np.float64) + attrs.get("epsilon", 1e-5) <= 0).any():
-        name = quoted(operands[4].value.name)
-        raise BadInput(f"{where}: variance {name} has a value whose root does not exist")
+    epsilon = attrs.get("epsilon", 1e-5)
+    if variance is not None and (variance.astype(np.float64) + epsilon <= 0).any():
+        raise BadInput(f"{where}: variance {_name(operands, 4)} has a value without a square root")
 
 
 def _grow(operands: _Operands, attrs: Mapping[str, Any], where: str) -> None:

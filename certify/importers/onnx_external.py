@@ -47,7 +47,7 @@ class ExternalData:
         length = _number(keys.get("length", str(len(data) - offset)), "length", what)
         if offset > len(data) or offset + length > len(data):
             raise BadInput(
-                f"{what}: external offset {offset} and length {length} go beyond the {len(data)} bytes of the file"
+                f"{what}: external offset {offset} + length {length} exceed its {len(data)} bytes"
             )
         if length != size:
             raise BadInput(f"{what}: external length {length} where its dims and type need {size}")
@@ -57,9 +57,8 @@ class ExternalData:
         if location not in self._files:
             shown = one_line(location, 60)
             parts = location.split("/")
-            outside = not location or os.path.isabs(location) or "\\" in location or "\0" in location
-            if outside or any(part in ("", ".", "..") for part in parts):
-                raise Refused(f"{what}: external data at '{shown}' is outside the model's own folder")
+            if "\\" in location or "\0" in location or any(p in ("", ".", "..") for p in parts):
+                raise Refused(f"{what}: external data '{shown}' is outside the model's own folder")
             self._files[location] = self._read(parts, f"{what}: external file '{shown}'")
             self._left -= len(self._files[location])
         return self._files[location]
@@ -76,7 +75,7 @@ class ExternalData:
         try:
             facts = os.fstat(handle)
             if facts.st_nlink != 1:
-                raise Refused(f"{what}: has more than one hard link, so it may be another program's file")
+                raise Refused(f"{what}: has several hard links, so it may be somebody else's file")
             return read_exactly(handle, facts.st_size, what, self._left)
         finally:
             os.close(handle)

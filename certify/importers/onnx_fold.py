@@ -1,9 +1,9 @@
 """Nodes whose operands are all constant, evaluated while a model is read.
 
-Every constant is kept twice. ``native`` is what the model's own element type gives; shapes, integers
-and everything that jumps (floor, comparisons) come from it, as they do at run time. The value that
-enters the graph is computed in float64, because the claim is about real arithmetic on the stored
-weights. Sizes are computed before anything is evaluated.
+Every constant is kept twice. ``native`` is what the model's own element type gives; shapes,
+integers and everything that jumps (floor, comparisons) come from it, as they do at run time. The
+value that enters the graph is computed in float64, because the claim is about real arithmetic on
+the stored weights. Sizes are computed before anything is evaluated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def fold(
 def check_count(count: int, where: str) -> None:
     """Raises `LimitExceeded` when a computed constant would be too large."""
     if count > LARGEST_FOLD:
-        raise LimitExceeded(f"{where}: makes a constant of {count} elements; the limit is {LARGEST_FOLD}")
+        raise LimitExceeded(f"{where}: makes a constant of {count} elements, over {LARGEST_FOLD}")
 
 
 def _check_count(count: int, place: Place, arrays: Sequence[np.ndarray | None]) -> None:
@@ -141,7 +141,8 @@ def _check_divisor(place: Place, operands: Sequence[Known | None]) -> None:
         return
     divisor = operands[1]
     if divisor is not None and divisor.native is not None and (divisor.native == 0).any():
-        raise BadInput(f"{place.where}: divides by {quoted(divisor.value.name)}, which holds a zero")
+        name = quoted(divisor.value.name)
+        raise BadInput(f"{place.where}: divides by {name}, which holds a zero")
 
 
 def _check_finite(
@@ -181,7 +182,7 @@ def _together(*shapes: Shape) -> Shape:
 
 
 def _same(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
-    return arrays[0].size
+    return int(arrays[0].size)
 
 
 def _sum(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
@@ -191,7 +192,7 @@ def _sum(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
 def _gather(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
     data, indices = arrays
     kept = data.shape[attrs.get("axis", 0)]
-    return indices.size * (data.size // kept if kept else 0)
+    return int(indices.size) * int(data.size // kept if kept else 0)
 
 
 def _expand(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
@@ -199,14 +200,14 @@ def _expand(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
 
 
 def _tile(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
-    return arrays[0].size * math.prod(map(int, arrays[1].ravel()))
+    return int(arrays[0].size) * math.prod(map(int, arrays[1].ravel()))
 
 
 def _range(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
     start, limit, delta = (a.item() for a in arrays)
     if not delta:
         raise ValueError("a range with step 0")
-    return max(0, math.ceil((limit - start) / delta))
+    return max(0, int(math.ceil((limit - start) / delta)))
 
 
 def _pairs(ops: str, size: _Size) -> dict[str, _Size]:
@@ -231,6 +232,10 @@ _SIZES: dict[str, _Size] = {
     "Tile": _tile,
     "Range": _range,
 }
-_MOVES = frozenset("Concat Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose Trilu Unsqueeze".split())
-_CARRY = frozenset("Clip Max Min Where".split())
-_JUMPS = frozenset("Ceil Floor Mod Round Sign".split())
+FOLDED = frozenset(_SIZES)
+_MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    | {"Transpose", "Trilu", "Unsqueeze"}
+)
+_CARRY = frozenset({"Clip", "Max", "Min", "Where"})  # may pass an infinity on without being wrong
+_JUMPS = frozenset({"Ceil", "Floor", "Mod", "Round", "Sign"})

@@ -17,11 +17,13 @@ def schema_body(node: Any, opset: int, operands: Sequence[Known | None]) -> Any 
     import onnx
 
     schema = schema_of(node, opset)
-    if schema is None:
+    if schema is None or not expands(schema):
         return None
     if schema.has_function:
-        data = _newest(schema.function_opset_versions, opset, schema.get_function_with_opset_version)
-    elif schema.has_context_dependent_function:
+        data = _newest(
+            schema.function_opset_versions, opset, schema.get_function_with_opset_version
+        )
+    else:
         types = [_type(known).SerializeToString() for known in operands]
         data = _newest(
             schema.context_dependent_function_opset_versions,
@@ -30,13 +32,18 @@ def schema_body(node: Any, opset: int, operands: Sequence[Known | None]) -> Any 
                 version, node.SerializeToString(), types
             ),
         )
-    else:
-        return None
     if not data:
         return None
     body = onnx.FunctionProto()
     body.ParseFromString(data)
     return body
+
+
+def expands(schema: Any | None) -> bool:
+    """Whether ONNX defines the operator by simpler ones."""
+    return schema is not None and bool(
+        schema.has_function or schema.has_context_dependent_function
+    )
 
 
 def _newest(versions: Sequence[int], opset: int, get: Any) -> bytes:

@@ -10,17 +10,25 @@ from types import MappingProxyType
 from typing import Any
 
 from certify import ops
-from certify.core.errors import BadInput, CertifyError, LimitExceeded, Refused, Unsupported, one_line
+from certify.core.errors import (
+    BadInput,
+    CertifyError,
+    LimitExceeded,
+    Refused,
+    Unsupported,
+    one_line,
+)
 from certify.core.graph import Graph, Shape
 from certify.importers.files import shown
 from certify.importers.onnx_external import ExternalData
 from certify.importers.onnx_fold import Known, constant
 from certify.importers.onnx_proto import Model, read_model
 from certify.importers.onnx_tensors import FLOATS, quoted, to_array, type_name
-from certify.importers.onnx_walk import Scope, Walk
-from certify.ops.builder import LARGEST_TENSOR, Value
+from certify.importers.onnx_walk import Lost, Scope, Tensors, Walk
+from certify.ops.builder import LARGEST_TENSOR, Builder, Value
 
-_LIST_LIMIT = 220  # characters of the list of unsupported operators; leaves room for the path
+_LIST_LIMIT = 160  # characters of the list of unsupported operators; leaves room for the path
+_PATH_LIMIT = 70
 _HINT = "see `certify supports --onnx-operators`"
 
 
@@ -45,7 +53,8 @@ def load_onnx(path: str | Path) -> Graph:
         return _load(path)
     except CertifyError as problem:
         text = str(problem)
-        prefix = "" if text.startswith(shown(path)) else f"{shown(path)}: "
+        name = shown(path, _PATH_LIMIT)
+        prefix = "" if text.startswith(shown(path)) else f"{name}: "
         raise type(problem)(one_line(prefix + text)) from problem.__cause__
 
 
@@ -63,11 +72,12 @@ def _load(path: str | Path) -> Graph:
     walk.run(graph.node, scope, wanted)
     if walk.missing:
         raise Unsupported(_all_missing(walk.missing))
-    output = _joined(walk, [scope.known[name] for name in wanted])
+    found = [scope.known[name] for name in wanted]
+    output = _joined(walk.builder, [k.value for k in found if not isinstance(k, Lost)])
     return _named(walk.builder.finish(output, _source(model, external, values)), walk.names)
 
 
-def _initializers(graph: Any, external: ExternalData) -> dict[str, Known | None]:
+def _initializers(graph: Any, external: ExternalData) -> Tensors:
     for sparse in graph.sparse_initializer:
         what = f"sparse initializer {quoted(sparse.values.name)}"
         for part in (sparse.values, sparse.indices):
@@ -104,7 +114,7 @@ def _axis(dim: Any, axis: int, where: str) -> int:
     if dim.HasField("dim_value") and dim.dim_value != -1:
         raise BadInput(f"{where}: axis {axis} has size {dim.dim_value}")
     name = f" {quoted(dim.dim_param)}" if dim.dim_param else ""
-    raise Unsupported(f"{where}: axis {axis} has the symbolic size{name}; export the model with a fixed one")
+    raise Unsupported(f"{where}: axis {axis} has a symbolic size{name}; export it with a fixed one")
 
 
 def _symbolic(value: Any) -> bool:
@@ -112,25 +122,27 @@ def _symbolic(value: Any) -> bool:
     return len(axes) > 0 and axes[0].dim_value <= 0
 
 
-def _joined(walk: Walk, outputs: Sequence[Known | None]) -> Value:
-    found = [known.value for known in outputs if known is not None]
-    if len(found) == 1:
-        return found[0]
-    builder = walk.builder
+def _joined(builder: Builder, outputs: Sequence[Value]) -> Value:
+    if len(outputs) == 1:
+        return outputs[0]
     builder.where = builder.prefix = "outputs"
-    flat = [builder.add("reshape", v, shape=(math.prod(v.shape),)) for v in found]
+    flat = [builder.add("reshape", v, shape=(math.prod(v.shape),)) for v in outputs]
     return builder.add("concat", *flat, axis=-1)
 
 
-def _all_missing(missing: Sequence[str]) -> str:
-    text = f"{len(missing)} unsupported operator{'s' if len(missing) > 1 else ''}: "
-    listed: list[str] = []
-    for entry in missing:
-        if listed and len(text) + len("; ".join([*listed, entry])) > _LIST_LIMIT - len(_HINT):
-            break
-        listed.append(entry)
-    left = len(missing) - len(listed)
-    return text + "; ".join(listed) + (f"; and {left} more" if left else "") + f"; {_HINT}"
+def _all_missing(missing: Mapping[str, Sequence[str]]) -> str:
+    """Every unsupported operator in one line; the rarest details go first when space runs out."""
+    entries = [
+        f"{op} ({places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''})"
+        for op, places in missing.items()
+    ]
+    text = ", ".join(entries)
+    if len(text) > _LIST_LIMIT:
+        text = ", ".join(missing)
+    if len(text) > _LIST_LIMIT:
+        kept = text[: _LIST_LIMIT - 20].split(", ")[:-1] or [text[: _LIST_LIMIT - 20]]
+        text = ", ".join(kept) + f", and {len(missing) - len(kept)} more"
+    return f"unsupported operator{'s' if len(missing) > 1 else ''}: {text}; {_HINT}"
 
 
 def _source(model: Model, external: ExternalData, inputs: Sequence[Any]) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def read_model(path: str | Path) -> Model:
     proto = _decode(file.data)
     if not proto.HasField("graph"):
         raise BadInput("the model has no graph")
+    if not proto.graph.node and not proto.graph.input:
+        raise BadInput("the graph is empty")
+    if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands those out
+        raise BadInput("a name in the file is not valid UTF-8")
     opsets = _versions(proto)
     functions = _functions(proto)
     _check_size(proto.graph, functions)
@@ -62,7 +66,7 @@ def read_model(path: str | Path) -> Model:
 
 def function_key(node: Any) -> FunctionKey:
     """The model-local function a node would call."""
-    return _domain(node.domain), node.op_type, getattr(node, "overload", "")
+    return domain_of(node.domain), node.op_type, getattr(node, "overload", "")
 
 
 def node_label(node: Any) -> str:
@@ -138,6 +142,34 @@ def _decode(data: bytes) -> Any:
     return proto
 
 
+def _texts(proto: Any) -> Iterator[str | bytes]:
+    """Every text of the file that is ever looked at."""
+    graph = proto.graph
+    yield from (entry.domain for entry in proto.opset_import)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    yield from _node_texts(graph.node)
+    for function in proto.functions:
+        yield from (function.name, function.domain, getattr(function, "overload", ""))
+        yield from (*function.input, *function.output, *function.attribute)
+        yield from (entry.domain for entry in function.opset_import)
+        yield from (attribute.name for attribute in function.attribute_proto)
+        yield from _node_texts(function.node)
+
+
+def _node_texts(nodes: Sequence[Any]) -> Iterator[str | bytes]:
+    for node in nodes:
+        yield from (node.op_type, node.domain, node.name, getattr(node, "overload", ""))
+        yield from (*node.input, *node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name)
+
+
 def _count_field(data: bytes, wanted: int) -> int:
     """How often a top-level length-delimited field occurs; protobuf would merge repetitions."""
     at, found = 0, 0
@@ -165,8 +197,15 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-def _domain(name: str) -> str:
+def domain_of(name: str) -> str:
+    """An operator domain; the default one is the empty string."""
     return "" if name == "ai.onnx" else name
+
+
+def operator_key(node: Any) -> str:
+    """The registry's name of an operator: outside the default domain it has the domain in front."""
+    domain = domain_of(node.domain)
+    return f"{domain}.{node.op_type}" if domain else str(node.op_type)
 
 
 def _versions(proto: Any) -> dict[str, int]:
@@ -176,7 +215,7 @@ def _versions(proto: Any) -> dict[str, int]:
         raise Unsupported(
             f"IR version (ir_version) {proto.ir_version} is outside 1 to {onnx.IR_VERSION}"
         )
-    opsets = _opsets(proto.opset_import)
+    opsets = opset_versions(proto.opset_import)
     newest = onnx.defs.onnx_opset_version()
     if "" not in opsets:
         raise BadInput("no opset_import for the ONNX operators")
@@ -184,15 +223,21 @@ def _versions(proto: Any) -> dict[str, int]:
         raise BadInput(f"opset {opsets['']} does not exist")
     if not OLDEST_OPSET <= opsets[""] <= newest:
         raise Unsupported(
-            f"opset {opsets['']} is outside {OLDEST_OPSET} to {newest}; convert it with onnx.version_converter"
+            f"opset {opsets['']} is outside {OLDEST_OPSET} to {newest}; "
+            "onnx.version_converter can change it"
         )
     return opsets
 
 
-def _opsets(entries: Any) -> dict[str, int]:
+def opset_versions(entries: Any) -> dict[str, int]:
+    """Operator set version by domain.
+
+    Raises:
+        BadInput: two versions for one domain.
+    """
     opsets: dict[str, int] = {}
     for entry in entries:
-        domain = _domain(entry.domain)
+        domain = domain_of(entry.domain)
         if opsets.setdefault(domain, entry.version) != entry.version:
             raise BadInput(f"two different opset versions for domain {quoted(domain)}")
     return opsets
@@ -201,7 +246,7 @@ def _opsets(entries: Any) -> dict[str, int]:
 def _functions(proto: Any) -> dict[FunctionKey, Any]:
     found: dict[FunctionKey, Any] = {}
     for function in proto.functions:
-        key = (_domain(function.domain), function.name, getattr(function, "overload", ""))
+        key = (domain_of(function.domain), function.name, getattr(function, "overload", ""))
         if key in found:
             raise BadInput(f"model-local function {quoted(function.name)} is defined twice")
         found[key] = function
@@ -237,16 +282,15 @@ def _limit(count: int) -> None:
 
 
 def _check_names(graph: Any) -> None:
-    if not graph.node and not graph.input:
-        raise BadInput("the graph is empty")
     names: set[str] = set()
     tensors = [t.name for t in graph.initializer]
     tensors += [t.values.name for t in graph.sparse_initializer]
-    for kind, found in (("initializer", tensors), ("input", [v.name for v in graph.input])):
+    for kind, listed in (("initializer", tensors), ("input", [v.name for v in graph.input])):
         seen: set[str] = set()
-        for name in found:
+        for name in listed:
             if not name or name in seen:
-                raise BadInput(f"two {kind}s are called {quoted(name)}" if name else f"an {kind} has no name")
+                found = f"two {kind}s are called {quoted(name)}"
+                raise BadInput(found if name else f"an {kind} has no name")
             seen.add(name)
         names |= seen
     if all(v.name in set(tensors) for v in graph.input):

@@ -31,9 +31,9 @@ class Runtime:
         """
         graph = model if isinstance(model, Graph) else load_onnx(model)
         if "bytes" not in graph.source:
-            raise BadInput("this network does not come from an ONNX file, so ONNX Runtime cannot run it")
+            raise BadInput("the network is not from an ONNX file, so ONNX Runtime cannot run it")
         self._session = _session(graph.source["bytes"], threads, optimise)
-        kinds = {value.name: _NUMPY.get(value.type, np.float32) for value in self._session.get_inputs()}
+        kinds = {v.name: _NUMPY.get(v.type, np.float32) for v in self._session.get_inputs()}
         self._inputs = [
             (name, node.shape, kinds[name])
             for name, node in zip(graph.source["inputs"], graph.inputs, strict=True)
@@ -48,7 +48,8 @@ class Runtime:
         ``x`` is rounded to the model's input type; give values that are exact in it where that
         matters.
         """
-        return self._run(np.asarray(x).reshape(1, -1), 1)[0]
+        found: np.ndarray = self._run(np.asarray(x).reshape(1, -1), 1)[0]
+        return found
 
     def run_batch(self, x: np.ndarray) -> np.ndarray:
         """``(B, ...)`` examples -> ``(B, outputs)``.
@@ -61,7 +62,9 @@ class Runtime:
             found = self._together(flat)
             if found is not None:
                 return found
-        return np.stack([self.run(row) for row in flat]) if len(flat) else np.empty((0, 0), np.float32)
+        if not len(flat):
+            raise BadInput("no examples were given")
+        return np.stack([self.run(row) for row in flat])
 
     def _together(self, flat: np.ndarray) -> np.ndarray | None:
         try:
@@ -77,7 +80,7 @@ class Runtime:
 
     def _run(self, flat: np.ndarray, count: int) -> np.ndarray:
         if flat.shape[1] != self._size:
-            raise BadInput(f"{flat.shape[1]} values were given for a network with {self._size} inputs")
+            raise BadInput(f"{flat.shape[1]} values for a network with {self._size} inputs")
         feed: dict[str, np.ndarray] = {}
         at = 0
         for name, shape, kind in self._inputs:

@@ -41,7 +41,7 @@ def type_name(code: int) -> str:
 
 
 def to_array(tensor: Any, what: str, external: ExternalData | None = None) -> np.ndarray:
-    """The tensor as a read-only numpy array.
+    """The tensor as a numpy array of its own.
 
     ``what`` names it in messages (``initializer 'W0'``). bfloat16 widens to float32 exactly.
 
@@ -63,9 +63,7 @@ def to_array(tensor: Any, what: str, external: ExternalData | None = None) -> np
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     if flat.dtype.kind == "f" and np.isnan(flat).any():
         raise BadInput(f"{what}: holds a NaN")
-    array = flat.reshape(dims)
-    array.flags.writeable = False
-    return array
+    return flat.reshape(dims)
 
 
 def _storage(tensor: Any, what: str) -> tuple[str, str]:
@@ -76,7 +74,7 @@ def _storage(tensor: Any, what: str) -> tuple[str, str]:
         raise BadInput(f"{what}: data type {code} does not exist")
     if code not in _STORED:
         raise Unsupported(
-            f"{what}: {type_name(code)} tensors are not supported; export the model in floating point"
+            f"{what}: {type_name(code)} tensors are not supported; export it in floating point"
         )
     if tensor.HasField("segment"):
         raise Unsupported(f"{what}: segmented tensors are not supported")
@@ -94,14 +92,13 @@ def _payload(
     if outside:
         if external is None:
             raise Refused(f"{what}: external data is only allowed for initializers")
-        return np.frombuffer(external.read(tensor, what, count * kind.itemsize), kind)
+        return np.frombuffer(external.read(tensor, what, count * kind.itemsize), kind).copy()
     if raw:
         data = tensor.raw_data
         if len(data) != count * kind.itemsize:
-            raise BadInput(
-                f"{what}: {len(data)} bytes of data where its dims and type need {count * kind.itemsize}"
-            )
-        return np.frombuffer(data, kind)
+            needed = count * kind.itemsize
+            raise BadInput(f"{what}: {len(data)} bytes of data; its dims and type need {needed}")
+        return np.frombuffer(data, kind).copy()
     if used and used != [field]:
         raise BadInput(f"{what}: values are in {used[0]}, expected {field}")
     return _typed(getattr(tensor, field), what, kind, field, count)

@@ -6,18 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from certify.core.errors import BadInput, CertifyError, Unsupported, one_line
-from certify.importers.onnx_attributes import Attributes, check_schema, decode, schema_of
-from certify.importers.onnx_builtin import builtin
+from certify.core.errors import BadInput, CertifyError, LimitExceeded, Unsupported, one_line
+from certify.importers.onnx_attributes import (
+    Attributes,
+    check_schema,
+    decode,
+    defaults,
+    schema_of,
+)
+from certify.importers.onnx_builtin import BUILTINS, builtin
 from certify.importers.onnx_checks import check_call
-from certify.importers.onnx_fold import Known, Place, fold, folded
-from certify.importers.onnx_functions import schema_body
-from certify.importers.onnx_proto import FunctionKey, function_key, node_label, ordered
+from certify.importers.onnx_fold import FOLDED, Known, Place, fold, folded
+from certify.importers.onnx_functions import expands, schema_body
+from certify.importers.onnx_proto import (
+    MOST_NODES,
+    OLDEST_OPSET,
+    FunctionKey,
+    domain_of,
+    function_key,
+    node_label,
+    operator_key,
+    opset_versions,
+    ordered,
+)
 from certify.importers.onnx_tensors import quoted
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.record import REGISTRY
 
 _DEEPEST_CALL = 32
+_MOST_RESULTS = 5 * MOST_NODES  # graph nodes, after operators are expanded
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What an unsupported operator would have made.
+
+    Attributes:
+        static: it would be constant, being a shape or computed from shapes.
+    """
+
+    static: bool
+
+
+Tensors = dict[str, "Known | Lost"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,7 @@ class Scope:
     """Where a list of nodes lives: the model's graph, or the body of one function call.
 
     Attributes:
-        known: tensors by name; None where an unsupported operator made them.
+        known: tensors by name.
         opsets: operator set versions that apply here.
         attrs: attributes of the enclosing call.
         path: prefix of node names, empty at the top.
@@ -33,7 +64,7 @@ class Scope:
         depth: how many calls deep this is.
     """
 
-    known: dict[str, Known | None]
+    known: Tensors
     opsets: Mapping[str, int]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
@@ -47,67 +78,81 @@ class Walk:
     Attributes:
         builder: receives the nodes.
         names: ONNX tensor name by name of the graph node that computes it.
-        missing: one description per unsupported operator.
+        missing: the places of each unsupported operator, by its type.
     """
 
     def __init__(self, functions: Mapping[FunctionKey, Any]) -> None:
         self.builder = Builder()
         self.names: dict[str, str] = {}
-        self.missing: list[str] = []
+        self.missing: dict[str, list[str]] = {}
         self._functions = functions
 
     def run(self, nodes: Sequence[Any], scope: Scope, wanted: Sequence[str]) -> None:
         """Adds the results of ``nodes`` to ``scope.known``; ``wanted`` are read afterwards."""
         used = {name for node in nodes for name in node.input}.union(wanted)
         for node in ordered(nodes, set(scope.known)):
-            operands = [scope.known[name] if name else None for name in node.input]
-            lost = any(name and scope.known[name] is None for name in node.input)
+            found = [scope.known[name] if name else None for name in node.input]
             before = len(self.builder.nodes)
-            results = self._node(node, operands, lost, scope)
-            if results is None:
-                scope.known.update((name, None) for name in node.output if name)
+            operands = [k for k in found if not isinstance(k, Lost)]
+            lost = len(operands) < len(found)
+            results = self._lost(node, found, scope) if lost else self._node(node, operands, scope)
+            if isinstance(results, Lost):
+                scope.known.update((name, results) for name in node.output if name)
                 continue
+            if len(self.builder.nodes) > _MOST_RESULTS:
+                raise LimitExceeded(f"the graph expands to more than {_MOST_RESULTS} nodes")
             for name, result in zip(node.output, results, strict=False):
-                scope.known[name] = result
-                self._remember(scope.path + name, result, before)
+                if name:
+                    scope.known[name] = result
+                    self._remember(scope.path + name, result, before)
             for name in node.output[len(results) :]:
                 if name and name in used:
-                    raise Unsupported(f"{node_label(node)}: its output {quoted(name)} is not supported")
+                    raise Unsupported(f"{node_label(node)}: output {quoted(name)} is not supported")
 
     def _remember(self, name: str, result: Known, before: int) -> None:
         fresh = {node.name for node in self.builder.nodes[before:]}
         if result.value.name in fresh:
             self.names[result.value.name] = name
 
+    def _lost(self, node: Any, found: Sequence[Known | Lost | None], scope: Scope) -> Lost:
+        """Notes an operator that is itself unsupported behind one that is."""
+        key = operator_key(node)
+        static = key in ("Shape", "Size") or all(
+            k is None or (k.static if isinstance(k, Lost) else k.native is not None) for k in found
+        )
+        domain = domain_of(node.domain)
+        schema = schema_of(node, scope.opsets.get(domain, 0), domain)
+        known = key in REGISTRY.onnx or key in BUILTINS or function_key(node) in self._functions
+        if not (known or expands(schema) or (static and key in FOLDED)):
+            self._miss(node, key, [k for k in found if isinstance(k, Known)])
+        return Lost(static)
+
     def _node(
-        self, node: Any, operands: list[Known | None], lost: bool, scope: Scope
-    ) -> Sequence[Known] | None:
-        where = scope.where or node_label(node)
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        self, node: Any, operands: list[Known | None], scope: Scope
+    ) -> Sequence[Known] | Lost:
         body = self._functions.get(function_key(node))
         if body is not None:
-            return None if lost else self._call(body, node, operands, scope)
+            return self._call(body, node, operands, scope)
+        domain = domain_of(node.domain)
         opset = scope.opsets.get(domain, 0)
+        if not domain and opset < OLDEST_OPSET:
+            raise Unsupported(f"{node_label(node)}: a function uses opset {opset} < {OLDEST_OPSET}")
         schema = schema_of(node, opset, domain)
         if schema is not None:
             check_schema(node, schema)
-        key = node.op_type if not domain else f"{domain}.{node.op_type}"
         attrs = decode(node, scope.attrs)
-        place = Place(key, opset, where, tuple(node.output))
-        if not lost:
-            found = self._settled(place, operands, attrs)
-            if found is None and key in REGISTRY.onnx:
-                found = self._translate(node, place, operands, attrs, scope)
-            if found is not None:
-                return found
-        elif key in REGISTRY.onnx:
-            return None
-        body = schema_body(node, opset, operands) if not domain and not lost else None
+        where = scope.where or node_label(node)
+        place = Place(operator_key(node), opset, where, tuple(node.output))
+        found = self._settled(place, operands, attrs)
+        if found is not None:
+            return found
+        if place.op in REGISTRY.onnx:
+            return self._translate(node, place, operands, attrs, scope)
+        body = schema_body(node, opset, operands) if not domain else None
         if body is not None:
             return self._call(body, node, operands, scope)
-        if not lost or schema is None or not (schema.has_function or schema.has_context_dependent_function):
-            self._miss(node, key, operands)
-        return None
+        self._miss(node, place.op, operands)
+        return Lost(static=all(k is None or k.native is not None for k in operands))
 
     def _settled(
         self, place: Place, operands: list[Known | None], attrs: Mapping[str, Any]
@@ -118,7 +163,12 @@ class Walk:
         return found
 
     def _translate(
-        self, node: Any, place: Place, operands: list[Known | None], attrs: Mapping[str, Any], scope: Scope
+        self,
+        node: Any,
+        place: Place,
+        operands: list[Known | None],
+        attrs: Mapping[str, Any],
+        scope: Scope,
     ) -> list[Known]:
         check_call(node.op_type, operands, attrs, place.where)
         record, translate = REGISTRY.onnx[place.op]
@@ -127,14 +177,17 @@ class Walk:
         builder.prefix = scope.path + next((n for n in node.output if n), "v")
         inputs = tuple(None if k is None else k.value for k in operands)
         seen = Attributes(attrs)
-        call = Call(builder.prefix, place.op, inputs, seen, place.opset, len(node.output), place.where)
+        count = len(node.output)
+        call = Call(builder.prefix, place.op, inputs, seen, place.opset, count, place.where)
+        result: Value | tuple[Value, ...]
         try:
-            result = (
-                builder.add(record, *inputs, name=call.name) if translate is None else translate(builder, call)
-            )
+            if translate is None:
+                result = builder.add(record, *inputs, name=call.name)
+            else:
+                result = translate(builder, call)
         except CertifyError as problem:
             raise type(problem)(f"{_located(problem, place.where)}{_shapes(operands)}") from None
-        except (ValueError, TypeError, IndexError, KeyError, ArithmeticError, RuntimeError) as problem:
+        except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as problem:
             raise BadInput(f"{place.where}: {problem}{_shapes(operands)}") from problem
         seen.check_read(node, schema_of(node, place.opset))
         values = (result,) if isinstance(result, Value) else tuple(result)
@@ -142,7 +195,7 @@ class Walk:
 
     def _call(
         self, body: Any, node: Any, operands: list[Known | None], scope: Scope
-    ) -> Sequence[Known] | None:
+    ) -> Sequence[Known] | Lost:
         """The results of a function call, its body expanded in place."""
         where = scope.where or node_label(node)
         if scope.depth >= _DEEPEST_CALL:
@@ -151,38 +204,31 @@ class Walk:
             raise BadInput(f"{where}: does not fit the function it calls")
         padded = operands + [None] * (len(body.input) - len(operands))
         given = {name: k for name, k in zip(body.input, padded, strict=True) if k is not None}
-        attrs = {a.name: a for a in body.attribute_proto}
-        defaults = decode(_WithAttributes(node.op_type, node.name, node.output, list(attrs.values())), {})
         inner = Scope(
             known=dict(given),
-            opsets={("" if o.domain == "ai.onnx" else o.domain): o.version for o in body.opset_import},
-            attrs={**defaults, **decode(node, scope.attrs)},
+            opsets=opset_versions(body.opset_import),
+            attrs={**defaults(body, node, scope.opsets), **decode(node, scope.attrs)},
             path=f"{scope.path}{next((n for n in node.output if n), 'call')}/",
             where=where,
             depth=scope.depth + 1,
         )
         omitted = set(body.input) - set(given)
         self.run([_without(n, omitted) for n in body.node], inner, list(body.output))
-        results = [inner.known.get(name) for name in body.output[: len(node.output)]]
-        if any(name not in inner.known for name in body.output[: len(node.output)]):
-            raise BadInput(f"{where}: the function does not produce all its outputs")
-        return None if any(r is None for r in results) else [r for r in results if r is not None]
+        results: list[Known] = []
+        for name in body.output[: len(node.output)]:
+            result = inner.known.get(name)
+            if result is None:
+                raise BadInput(f"{where}: the function does not produce all its outputs")
+            if isinstance(result, Lost):
+                return result
+            results.append(result)
+        return results
 
     def _miss(self, node: Any, key: str, operands: Sequence[Known | None]) -> None:
         shapes = ", ".join(str(list(k.value.shape)) for k in operands[:3] if k is not None)
         name = node.name or next((n for n in node.output if n), "?")
         at = f" on {shapes}" if shapes else ""
-        self.missing.append(f"{one_line(key, 40)} at node {quoted(name, 40)}{at}")
-
-
-@dataclass(frozen=True)
-class _WithAttributes:
-    """Enough of a node for `decode`: a function's default attributes."""
-
-    op_type: str
-    name: str
-    output: Sequence[str]
-    attribute: Sequence[Any]
+        self.missing.setdefault(one_line(key, 40), []).append(f"node {quoted(name, 40)}{at}")
 
 
 def _without(node: Any, omitted: set[str]) -> Any:

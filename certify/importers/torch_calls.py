@@ -21,7 +21,7 @@ _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<text>[^\n]*))?'
 )
 LONGEST = 300  # characters of a message
-_ADVICE = "; `certify supports` lists what can be"
+_ADVICE = "; `certify supports` lists those that can"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def source_line(node: fx.Node) -> tuple[str, str]:
         return f"{os.path.basename(own[-1]['file'])}:{own[-1]['line']}", f"`{text}`" if text else ""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, layer = stack[-1] if stack else ("", "")
-    return f"layer {path!r}, {str(layer).rpartition('.')[2]}" if path else "the model's top level", ""
+    kind = str(layer).rpartition(".")[2]
+    return f"layer {path!r}, {kind}" if path else "the model's top level", ""
 
 
 def positional(node: fx.Node, resolve: Callable[[Any], Any]) -> tuple[Any, ...]:

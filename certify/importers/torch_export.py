@@ -75,7 +75,7 @@ def _why(name: str, problem: Exception) -> str:
 
 
 def _cause(problem: Exception) -> str:
-    text = str(problem).strip().split("\n")[0]
+    text = str(problem).strip().split("\n")[0].rstrip(".")
     return one_line(f"{type(problem).__name__}: {text}" if text else type(problem).__name__, 120)
 
 

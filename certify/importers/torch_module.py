@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def state(module: nn.Module, path: str) -> Tensor:
     """The parameter, buffer or tensor attribute at ``path``, such as ``"features.0.weight"``."""
-    found = reduce(getattr, path.split("."), module)
+    found: Any = reduce(getattr, path.split("."), cast(Any, module))
     if not isinstance(found, Tensor):
         raise BadInput(f"{type(module).__name__}.{path} is not a tensor")
     return found

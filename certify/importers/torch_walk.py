@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from certify.core.errors import BadInput, LimitExceeded, Unsupported
+from certify.core.errors import BadInput, LimitExceeded, Unsupported, one_line
 from certify.importers.torch_calls import (
     Problem,
     loses_precision,
@@ -25,6 +25,10 @@ from certify.ops.record import REGISTRY
 _TRANSPARENT = {  # regions that change no value, and the position of the function they run
     "wrap_with_set_grad_enabled": 1,
     "wrap_with_autocast": 4,
+}
+_SHAPE_ONLY = {
+    f"aten.{name}.default"
+    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 }
 _IDENTITY = {"aten.detach.default", "aten.detach_.default", "aten.alias.default"}
 
@@ -76,18 +80,24 @@ class Walk:
         if kind in _TRANSPARENT and not (kind == "wrap_with_autocast" and inputs[2]):
             at = _TRANSPARENT[kind]
             return self.run(inputs[at], inputs[at + 1 :])
-        if node.target is operator.getitem and not isinstance(inputs[0], Value):
-            return inputs[0] if inputs[0] is _FAILED else inputs[0][inputs[1]]
+        if node.target is operator.getitem:
+            return self._part(node, *inputs)
         if kind in _IDENTITY:
             return inputs[0]
         varies = any(isinstance(v, Value) and v.constant is None for v in flat)
         failed = any(v is _FAILED for v in flat)
-        if not varies and not failed and not _random(node):
+        if kind in _SHAPE_ONLY or (not varies and not failed and not _random(node)):
             return self._fold(node, resolve)
         if kind not in REGISTRY.aten:
             reason = "" if varies or failed else "random numbers; the model is not one function"
             return self._fail(node, reason)
         return _FAILED if failed else self._translate(node, inputs)
+
+    def _part(self, node: fx.Node, whole: Any, index: int) -> Any:
+        """One result of a call that has several."""
+        if whole is _FAILED or index < len(whole):
+            return whole if whole is _FAILED else whole[index]
+        return self._fail(cast(fx.Node, node.args[0]), f"its result {index} is not supported")
 
     def _translate(self, node: fx.Node, inputs: tuple[Any, ...]) -> Any:
         kind = str(node.target)
@@ -126,10 +136,17 @@ class Walk:
         return values if several else values[0]
 
     def _fold(self, node: fx.Node, resolve: Callable[[Any], Any]) -> Any:
-        """The result of a call on constants alone, computed by torch itself."""
+        """The result of a call that needs no variable's values, computed by torch itself."""
         args = _unwrapped(resolve(node.args))
+        if str(node.target) in _SHAPE_ONLY:
+            like = cast(fx.Node, node.args[0]).meta["val"]
+            args[0] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         keywords = {key: _unwrapped(resolve(value)) for key, value in node.kwargs.items()}
-        return self._wrapped(node.name, cast(Callable[..., Any], node.target)(*args, **keywords))
+        try:
+            result = cast(Callable[..., Any], node.target)(*args, **keywords)
+        except RuntimeError as problem:  # some calls cannot be differentiated, so not be tracked
+            return self._fail(node, one_line(problem, 100))
+        return self._wrapped(node.name, result)
 
     def _wrapped(self, name: str, result: Any) -> Any:
         if isinstance(result, Tensor):

@@ -27,7 +27,7 @@ def _signed(site: Site, sign: int, x: Any, y: Any) -> Tensor:
         return x + y if sign > 0 else x - y
     found = x if site.varies[0] else (y if sign > 0 else -y)
     lead = found.shape[: found.dim() - len(site.shapes[0 if site.varies[0] else 1])]
-    return found.expand(*lead, *site.shape)
+    return found.expand((*lead, *site.shape))
 
 
 def _pull(site: Site, A: Tensor, sign: int) -> tuple[Tensor | None, ...]:
@@ -127,8 +127,7 @@ REGISTRY.add(Op(
     _EXAMPLES,
     affine=_rule(+1),
     onnx={"Add": _binary(+1)},
-    aten={name: _add for name in (
-        "aten.add.Tensor", "aten.add.Scalar", "aten.add_.Tensor", "aten.add_.Scalar")},
+    aten={"aten.add.Tensor": _add, "aten.add.Scalar": _add},
     float32_roundings=0,
     summary="x + y, either of which may be constant",
 ))
@@ -141,9 +140,7 @@ REGISTRY.add(Op(
     affine=_rule(-1),
     onnx={"Sub": _binary(-1)},
     aten={
-        **{name: _sub for name in (
-            "aten.sub.Tensor", "aten.sub.Scalar", "aten.sub_.Tensor", "aten.sub_.Scalar",
-            "aten.subtract.Tensor")},
+        **{name: _sub for name in ("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor")},
         "aten.rsub.Tensor": _rsub,
         "aten.rsub.Scalar": _rsub,
     },

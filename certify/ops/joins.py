@@ -24,7 +24,7 @@ def _concat(site: Site, *parts: Tensor) -> Tensor:
 
     leads = [lead_of(p, s) for p, s in zip(parts, site.shapes, strict=True)]
     lead = torch.broadcast_shapes(*leads)
-    whole = [p.expand(*lead, *s) for p, s in zip(parts, site.shapes, strict=True)]
+    whole = [p.expand((*lead, *s)) for p, s in zip(parts, site.shapes, strict=True)]
     return torch.cat(whole, dim=site.attrs["axis"])
 
 
@@ -105,7 +105,7 @@ def _slice_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
             edges[2 * (-axis - 1)] = start
             edges[2 * (-axis - 1) + 1] = shape[axis] - max(start, stop)
         return (pad(A, edges),)
-    whole = A.new_zeros(*lead_of(A, site.shape), *shape)
+    whole = A.new_zeros((*lead_of(A, site.shape), *shape))
     whole[(..., *_index(site))] = A
     return (whole,)
 

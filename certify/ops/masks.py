@@ -32,7 +32,7 @@ def _linear(site: Site, condition: Tensor, x: Any, y: Any) -> Tensor:
     shape = site.shapes[1] if site.varies[1] else site.shapes[2]
     lead = like.shape[: like.dim() - len(shape)]
     chosen = torch.where(condition != 0, *found)
-    return chosen.expand(*lead, *site.shape)
+    return chosen.expand((*lead, *site.shape))
 
 
 def _transpose(site: Site, A: Tensor, condition: Tensor, x: Any, y: Any) -> tuple[Tensor | None, ...]:
@@ -120,7 +120,6 @@ REGISTRY.add(Composite(
     aten={
         "aten.masked_fill.Scalar": _masked_fill,
         "aten.masked_fill.Tensor": _masked_fill,
-        "aten.masked_fill_.Scalar": _masked_fill,
         "aten.tril.default": _aten_triangle(False),
         "aten.triu.default": _aten_triangle(True),
     },

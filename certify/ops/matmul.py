@@ -12,7 +12,7 @@ from certify.core.graph import Shape
 from certify.ops.arguments import broadcast_shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.families import affine_rule, to_operand
-from certify.ops.outward import above, below, reach
+from certify.ops.outward import above, below, floor, reach
 from certify.ops.products import copies, mix, share, times
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
@@ -136,9 +136,17 @@ def _lower_side(x: Interval, y: Interval, r: Tensor, s: Tensor) -> _Side:
     c = (r * x.lower) @ y.lower + ((1 - r) * x.upper) @ y.upper
     c = c + x.lower @ (s * y.lower) + x.upper @ ((1 - s) * y.upper)
     # Besides its own sums, the intercept pays for 1 - r, pulled and drawn not being exact.
-    c = below(-c / 2, reach(*x) @ reach(*y), x.lower.shape[-1] + 8)
+    c = below(-c / 2, _felt(x) @ _felt(y), x.lower.shape[-1] + 8)
     c = c if hole is None else torch.where(hole, -torch.inf, c)
     return _Side(r, s, y.lower, y.upper, pulled, x.lower, x.upper, drawn, c)
+
+
+def _felt(x: Interval) -> Tensor:
+    """The reach, but no less than what makes an underflow next to it a relative rounding."""
+    import torch
+
+    dtype = x.lower.dtype
+    return reach(*x).clamp(min=floor(dtype) / torch.finfo(dtype).eps)
 
 
 def _unbounded(x: Interval, y: Interval) -> Tensor | None:

@@ -23,7 +23,7 @@ def lead_of(x: Tensor, shape: Shape) -> tuple[int, ...]:
 
 
 def _reshape(site: Site, x: Tensor) -> Tensor:
-    return x.reshape(*lead_of(x, site.shapes[0]), *site.shape)
+    return x.reshape((*lead_of(x, site.shapes[0]), *site.shape))
 
 
 def _reshape_shape(attrs: Any, x: Shape) -> Shape:
@@ -34,7 +34,7 @@ def _reshape_shape(attrs: Any, x: Shape) -> Shape:
 
 
 def _reshape_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
-    return (A.reshape(*lead_of(A, site.shape), *site.shapes[0]),)
+    return (A.reshape((*lead_of(A, site.shape), *site.shapes[0])),)
 
 
 def _transpose(site: Site, x: Tensor) -> Tensor:

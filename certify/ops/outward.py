@@ -12,17 +12,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-EXP_ROUNDINGS = 8  # an exp, log or log1p is assumed to be accurate to 8 units in the last place
+EXP_ROUNDINGS = 4  # exp, log and log1p are assumed accurate to 4 units in the last place
 
 
 def slack(size: Tensor, count: float) -> Tensor:
     """``count`` relative roundings of something of ``size >= 0``; carries no gradient."""
     import torch
 
-    info = torch.finfo(size.dtype)
-    return size.detach() * (count * info.eps) + count * max(info.tiny, 2.0**-500)
+    eps = torch.finfo(size.dtype).eps
+    return size.detach() * (count * eps) + count * floor(size.dtype)
+
+
+def floor(dtype: torch.dtype) -> float:
+    """An absolute error no underflow exceeds: far above denormals in float64."""
+    import torch
+
+    return float(max(torch.finfo(dtype).tiny, 2.0**-500))
 
 
 def below(value: Tensor, size: Tensor, count: float) -> Tensor:

@@ -36,10 +36,12 @@ def product_interval(x: Interval, y: Interval) -> Interval:
         torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3])),
     )
     lower, upper = below(low, low.abs(), 2), above(high, high.abs(), 2)
-    # The sign of a rounded product is exact, so rounding outward never has to cross zero.
+    # A sign known from the factors is kept; that of a product may have been lost to underflow.
+    positive = ((x.lower >= 0) & (y.lower >= 0)) | ((x.upper <= 0) & (y.upper <= 0))
+    negative = ((x.lower >= 0) & (y.upper <= 0)) | ((x.upper <= 0) & (y.lower >= 0))
     return Interval(
-        torch.where(low >= 0, lower.clamp(min=0), lower),
-        torch.where(high <= 0, upper.clamp(max=0), upper),
+        torch.where(positive, lower.clamp(min=0), lower),
+        torch.where(negative, upper.clamp(max=0), upper),
     )
 
 

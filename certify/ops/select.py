@@ -13,7 +13,7 @@ from certify.core.graph import Shape
 from certify.ops.arguments import axes_of, axis_of, integers, spread
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.families import affine
-from certify.ops.moves import reshaped
+from certify.ops.moves import lead_of, reshaped
 from certify.ops.record import REGISTRY, Composite, Example, Site
 
 if TYPE_CHECKING:
@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 def _indices(site: Site, like: Tensor) -> Tensor:
     import torch
 
-    return torch.tensor(np.asarray(site.attrs["indices"]), dtype=torch.int64, device=like.device)
+    flat = np.asarray(site.attrs["indices"]).reshape(-1)
+    return torch.tensor(flat, dtype=torch.int64, device=like.device)
 
 
 def _gather(site: Site, x: Tensor) -> Tensor:
-    return x.index_select(x.dim() + site.attrs["axis"], _indices(site, x))
+    found = x.index_select(x.dim() + site.attrs["axis"], _indices(site, x))
+    return found.reshape((*lead_of(x, site.shapes[0]), *site.shape))
 
 
 def _gather_shape(attrs: Any, x: Shape) -> Shape:
     axis, indices = attrs["axis"], np.asarray(attrs["indices"])
-    if not -len(x) <= axis < 0 or indices.ndim != 1:
-        raise ValueError(f"axis {axis} or the rank of the indices does not fit shape {x}")
+    if not -len(x) <= axis < 0:
+        raise ValueError(f"axis {axis} is outside rank {len(x)}")
     if indices.size and not 0 <= indices.min() <= indices.max() < x[axis]:
         raise ValueError(f"an index is outside an axis of size {x[axis]}")
-    return (*x[: len(x) + axis], indices.size, *x[len(x) + axis + 1 :])
+    return (*x[: len(x) + axis], *indices.shape, *x[len(x) + axis + 1 :])
 
 
 def _gather_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
-    axis = site.attrs["axis"]
-    sizes = list(A.shape)
-    sizes[axis] = site.shapes[0][axis]
-    return (A.new_zeros(sizes).index_add(A.dim() + axis, _indices(site, A), A),)
+    axis, shape = site.attrs["axis"], site.shapes[0]
+    place, index = len(shape) + axis, _indices(site, A)
+    lead = lead_of(A, site.shape)
+    flat = A.reshape((*lead, *shape[:place], index.numel(), *shape[place + 1 :]))
+    whole = A.new_zeros((*lead, *shape))
+    return (whole.index_add(whole.dim() + axis, index, flat),)
 
 
 def _gather_summands(site: Site) -> tuple[int, int]:
-    indices = np.asarray(site.attrs["indices"])
+    indices = np.asarray(site.attrs["indices"]).reshape(-1)
     most = int(np.bincount(indices).max()) if indices.size else 0
     return 0, most if most > 1 else 0
 
@@ -63,10 +67,8 @@ def taken(b: Builder, call: Call, x: Value, axis: int, indices: Any) -> Value:
         raise BadInput(f"{call.where or call.name}: indices must be integers, not {chosen.dtype}")
     if chosen.size and not -size <= chosen.min() <= chosen.max() < size:
         raise BadInput(f"{call.where or call.name}: an index is outside an axis of size {size}")
-    flat = np.where(chosen < 0, chosen + size, chosen).astype(np.int64).reshape(-1)
-    place = x.rank + axis
-    found = b.add("gather", x, name=call.name, indices=flat, axis=axis)
-    return reshaped(b, found, (*x.shape[:place], *chosen.shape, *x.shape[place + 1 :]))
+    positive = np.where(chosen < 0, chosen + size, chosen).astype(np.int64)
+    return b.add("gather", x, name=call.name, indices=positive, axis=axis)
 
 
 def moved(b: Builder, call: Call, x: Value, move: Callable[[np.ndarray], np.ndarray]) -> Value:
@@ -81,8 +83,7 @@ def moved(b: Builder, call: Call, x: Value, move: Callable[[np.ndarray], np.ndar
     except (IndexError, ValueError) as problem:
         raise BadInput(f"{call.where or call.name}: {problem}") from None
     flat = reshaped(b, x, (positions.size,))
-    picked = b.add("gather", flat, name=call.name, indices=found.reshape(-1), axis=-1)
-    return reshaped(b, picked, found.shape)
+    return b.add("gather", flat, name=call.name, indices=np.ascontiguousarray(found), axis=-1)
 
 
 def _onnx_gather(b: Builder, call: Call) -> Value:
@@ -211,7 +212,8 @@ affine(
     monotone=True,
     examples=(
         Example(((2, 4),), {"indices": np.array([3, 0, 0]), "axis": -1}),
-        Example(((3, 2, 2),), {"indices": np.array([2, 1]), "axis": -3}),
+        Example(((3, 2, 2),), {"indices": np.array([[2, 1, 0], [1, 0, 0]]), "axis": -3}),
+        Example(((2, 3),), {"indices": np.array(1), "axis": -1}),
     ),
     onnx={"Gather": _onnx_gather},
     aten={"aten.index_select.default": _index_select},

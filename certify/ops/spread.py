@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _expand(site: Site, x: Tensor) -> Tensor:
-    return x.expand(*lead_of(x, site.shapes[0]), *site.shape)
+    return x.expand((*lead_of(x, site.shapes[0]), *site.shape))
 
 
 def _expand_shape(attrs: Any, x: Shape) -> Shape:
@@ -52,7 +52,7 @@ def _tile_shape(attrs: Any, x: Shape) -> Shape:
 
 def _tile_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
     sizes = [n for pair in zip(site.attrs["repeats"], site.shapes[0], strict=True) for n in pair]
-    grid = A.reshape(*lead_of(A, site.shape), *sizes)
+    grid = A.reshape((*lead_of(A, site.shape), *sizes))
     if not sizes:
         return (grid,)
     return (grid.sum(dim=tuple(range(-len(sizes), 0, 2))),)

@@ -1,0 +1,221 @@
+"""Does a method prove a specification? Searched fast, then proved with all rounding accounted for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certify.bounds.alpha import Alpha
+from certify.bounds.budget import Limits
+from certify.bounds.crown import (
+    Plan,
+    Recipe,
+    Slopes,
+    UnitPass,
+    interval_row_bounds,
+    row_bounds,
+    tighten,
+)
+from certify.bounds.methods import METHODS, Method, analyse, lower_rows
+from certify.bounds.program import Program, prepare
+from certify.bounds.rounding import Semantics
+from certify.bounds.selftest import check_arithmetic
+from certify.core.graph import Graph
+from certify.core.region import Region
+from certify.core.spec import Rows
+
+_SMALL = 4096  # elements of all tensors: below, searching in float32 first saves nothing
+_NEAR = 1e-4  # share of the margins' size within which a float32 bound may be on the wrong side
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Rows to refute for a batch of examples.
+
+    Attributes:
+        region: batched, B examples, fitted to the graph's inputs.
+        rows: as `Spec.rows` gives them; ``y`` may differ per example.
+        bound: thresholds ``(B, R)``.
+    """
+
+    region: Region
+    rows: Rows
+    bound: np.ndarray
+
+    def subset(self, mask: np.ndarray) -> Question:
+        """The examples where ``mask (B,)`` is true."""
+        if mask.all():
+            return self
+        index = np.flatnonzero(mask)
+        y = self.rows.y if len(self.rows.y) == 1 else self.rows.y[index]
+        x = self.rows.x if self.rows.x is None or len(self.rows.x) == 1 else self.rows.x[index]
+        return Question(self.region.rows(index), self.rows._replace(y=y, x=x), self.bound[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was needed to prove rows, so that it can be done again.
+
+    Attributes:
+        method: name of the method.
+        recipe: backward passes behind the intermediate bounds, by step index; None for the
+            method's own choice.
+        slopes: optimised slopes of the last pass, by step index, or None.
+    """
+
+    method: str
+    recipe: Recipe | None = None
+    slopes: Slopes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Attributes:
+        margins: lower bounds of each row minus its threshold, ``(B, R)``; positive refutes.
+        proved: ``(B,)``; true only where the margins are rigorous and decide the specification.
+        evidence: what the margins rest on.
+    """
+
+    margins: np.ndarray
+    proved: np.ndarray
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Means:
+    """How to decide: semantics of the proof, device, limits, optimiser."""
+
+    semantics: Semantics = Semantics.REAL
+    device: str = "cpu"
+    limits: Limits = Limits()
+    alpha: Alpha = Alpha()
+
+
+def decide(graph: Graph, question: Question, method: str, means: Means) -> Decision:
+    """Try to refute all rows of a question by one method.
+
+    Raises:
+        OutOfTime: the deadline passed.
+        BrokenArithmetic: this machine's arithmetic cannot carry a proof.
+    """
+    chosen = METHODS[method]
+    with torch.no_grad():
+        if sum(math.prod(n.shape) for n in graph.nodes) <= _SMALL:
+            return _prove(graph, question, Evidence(method), means)
+        margins, evidence = _search(graph, question, chosen, means)
+        scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
+        promising = refuted(question.rows, margins + _NEAR * scale)
+        proved = np.zeros(len(margins), dtype=bool)
+        if promising.any():
+            chosen_ones = question.subset(promising)
+            found = _prove(graph, chosen_ones, _select(evidence, promising), means)
+            margins[promising], proved[promising] = found.margins, found.proved
+            evidence = found.evidence if promising.all() else evidence
+        return Decision(margins, proved, evidence)
+
+
+def prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -> Decision:
+    """Evaluate evidence again, rigorously. Whatever the evidence is, the result is sound."""
+    with torch.no_grad():
+        return _prove(graph, question, evidence, means)
+
+
+def refuted(rows: Rows, margins: np.ndarray) -> np.ndarray:
+    """Examples ``(B,)`` for which every clause has a refuted row; NaN refutes nothing."""
+    single = np.where(rows.strict, margins >= 0, margins > 0)
+    starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
+    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)
+
+
+def clause_margins(rows: Rows, margins: np.ndarray) -> np.ndarray:
+    """The best row of each clause, ``(B, clauses)``."""
+    starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
+    return np.maximum.reduceat(margins, starts, axis=1)
+
+
+def _search(
+    graph: Graph, question: Question, method: Method, means: Means
+) -> tuple[np.ndarray, Evidence]:
+    program = prepare(graph, torch.float32, means.device)
+    state = analyse(program, question.region, method, Semantics.SEARCH, means.limits, means.alpha)
+    bound = torch.as_tensor(question.bound, device=means.device)
+
+    def done(best: Tensor) -> bool:
+        return bool(refuted(question.rows, (best.double() - bound).cpu().numpy() * (1 - _NEAR)).all())
+
+    values, slopes = lower_rows(state, _row_map(program, question), method, means.alpha, done)
+    margins = (values.double() - bound).cpu().numpy()
+    return margins, Evidence(method.name, dict(state.recipe), slopes)
+
+
+def _prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -> Decision:
+    check_arithmetic(means.device)
+    program = prepare(graph, torch.float64, means.device)
+    method = METHODS[evidence.method]
+    rows = _row_map(program, question)
+    if evidence.recipe is None:
+        state = analyse(program, question.region, method, means.semantics, means.limits, means.alpha)
+        bound = torch.as_tensor(question.bound, device=means.device)
+        values, slopes = lower_rows(
+            state, rows, method, means.alpha,
+            lambda best: bool(refuted(question.rows, (best - bound).cpu().numpy()).all()),
+        )
+        evidence = Evidence(evidence.method, dict(state.recipe), slopes)
+    else:
+        recipe = _double(evidence.recipe)
+        state = tighten(program, question.region, Plan(recipe=recipe), means.semantics, means.limits)
+        values = interval_row_bounds(state, rows)
+        if method.passes != ("interval",):
+            slopes = _double_slopes(evidence.slopes)
+            values = torch.fmax(values, row_bounds(state, rows, slopes))
+    # The sign of a difference of two floats is exact: no rounding to account for here.
+    margins = values.cpu().numpy() - question.bound
+    return Decision(margins, refuted(question.rows, margins), evidence)
+
+
+def _row_map(program: Program, question: Question) -> dict[int, Tensor]:
+    """Coefficients ``(B, R, *shape)`` by step: of the output, and of the inputs where rows name them."""
+    B, R = question.bound.shape
+    like = {"dtype": program.dtype, "device": program.device}
+    y = torch.as_tensor(np.ascontiguousarray(question.rows.y)).to(**like)
+    found = {program.output: y.expand(B, -1, -1).reshape(B, R, *program.shape(program.output))}
+    if question.rows.x is not None:
+        sizes = [math.prod(program.shape(i)) for i in program.inputs]
+        x = torch.as_tensor(np.ascontiguousarray(question.rows.x)).to(**like).expand(B, -1, -1)
+        for index, part in zip(program.inputs, x.split(sizes, dim=-1), strict=True):
+            found[index] = part.reshape(B, R, *program.shape(index))
+    return found
+
+
+def _select(evidence: Evidence, mask: np.ndarray) -> Evidence:
+    if mask.all() or evidence.recipe is None:
+        return evidence
+    index = torch.from_numpy(np.flatnonzero(mask))
+    recipe = {
+        i: [UnitPass(u.index[index] if len(u.index) > 1 else u.index, _pick(u.slopes, index)) for u in units]
+        for i, units in evidence.recipe.items()
+    }
+    return replace(evidence, recipe=recipe, slopes=_pick(evidence.slopes, index))
+
+
+def _pick(slopes: Slopes | None, index: Tensor) -> Slopes | None:
+    if slopes is None:
+        return None
+    return {i: tuple(t[index] if len(t) > 1 else t for t in group) for i, group in slopes.items()}
+
+
+def _double(recipe: Recipe) -> dict[int, list[UnitPass]]:
+    return {i: [UnitPass(u.index, _double_slopes(u.slopes)) for u in units] for i, units in recipe.items()}
+
+
+def _double_slopes(slopes: Slopes | None) -> Slopes | None:
+    if slopes is None:
+        return None
+    return {i: tuple(t.double() for t in group) for i, group in slopes.items()}
+
+
+__all__ = ["Decision", "Evidence", "Means", "Question", "clause_margins", "decide", "prove", "refuted"]

@@ -1,0 +1,169 @@
+"""Rows that touch only a window of a feature map, kept as windows.
+
+A neuron of an early convolution sees a few pixels. Its coefficients are a small patch at a place
+of its own, not a whole map: memory and work grow with the receptive field. Places differ from row
+to row, so any subset of neurons can be bounded; a residual connection adds two patches whose
+places differ by the same amount in every row. (The idea of windows is that of Xu et al. 2020,
+section C.3; there every pixel has a row, on a dense grid.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv_transpose2d, pad
+
+from certify.bounds.program import Step
+from certify.bounds.rows import UnitRows
+from certify.ops.families import Lines
+from certify.ops.windows import window_of
+
+_SCALING = frozenset({"batch_norm", "mul", "div", "neg", "add", "sub"})
+_DENSE_FROM = 0.75  # share of the map a window may cover before a dense tensor is cheaper
+
+
+@dataclass(frozen=True, eq=False)
+class PatchRows:
+    """Coefficients ``(B, R, C, h, w)`` of windows of a ``(..., C, H, W)`` map; zero elsewhere.
+
+    Attributes:
+        values: entries of a window that fall outside the map are zero.
+        top, left: position of each window's first entry, ``(B, R)``; may be negative.
+        shape: the step's shape for one example.
+    """
+
+    values: Tensor
+    top: Tensor
+    left: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[-2], self.values.shape[-1]
+
+    def zeros(self) -> Tensor:
+        return self.values.new_zeros(self.top.shape)
+
+    def abs(self) -> PatchRows:
+        return replace(self, values=self.values.abs())
+
+    def mirrored(self) -> PatchRows:
+        """These rows, then their negations."""
+        double = torch.cat((self.values, -self.values), 1)
+        return PatchRows(double, torch.cat((self.top,) * 2, 1), torch.cat((self.left,) * 2, 1), self.shape)
+
+    def dense(self) -> Tensor:
+        """The rows as ``(B, R, *shape)``."""
+        (h, w), (H, W) = self.size, self.shape[-2:]
+        B, R, C = self.values.shape[:3]
+        # Rows of a window are runs of a flattened, bordered map: one scatter, no loop.
+        full = self.values.new_zeros(B * R, C, (H + 2 * h) * (W + 2 * w))
+        y = (self.top + h).reshape(-1, 1) + torch.arange(h, device=self.top.device)
+        x = (self.left + w).reshape(-1, 1) + torch.arange(w, device=self.top.device)
+        place = (y.unsqueeze(2) * (W + 2 * w) + x.unsqueeze(1)).flatten(1)
+        full.scatter_(2, place.unsqueeze(1).expand(-1, C, -1), self.values.reshape(B * R, C, h * w))
+        cut = full.reshape(B * R, C, H + 2 * h, W + 2 * w)[..., h : h + H, w : w + W]
+        return cut.reshape(B, R, *self.shape)
+
+    def windows(self, maps: Tensor) -> Tensor:
+        """The windows of ``maps (B or 1, *shape)``, zero outside, as ``(B, R, C, h, w)``."""
+        h, w = self.size
+        B = self.top.shape[0]
+        maps = maps.reshape(maps.shape[0], *self.shape[-3:])
+        view = pad(maps, (w, w, h, h)).unfold(2, h, 1).unfold(3, w, 1).permute(0, 2, 3, 1, 4, 5)
+        example = torch.arange(B, device=maps.device).unsqueeze(1) % len(maps)
+        return view[example, self.top + h, self.left + w]
+
+    def dot(self, maps: Tensor) -> Tensor:
+        """``sum coefficient * map``, ``(B, R)``, for ``maps (B or 1, *shape)``."""
+        return (self.values * self.windows(maps)).flatten(2).sum(-1)
+
+    def scaled(self, maps: Tensor) -> PatchRows:
+        return replace(self, values=self.values * self.windows(maps))
+
+    def plus(self, other: PatchRows) -> PatchRows | None:
+        """The sum, or None where the windows' offsets differ from row to row."""
+        down, right = other.top - self.top, other.left - self.left
+        dy, dx = int(down.flatten()[0]), int(right.flatten()[0])
+        if bool((down != dy).any()) or bool((right != dx).any()):
+            return None
+        (h, w), (g, v) = self.size, other.size
+        y0, x0 = min(0, dy), min(0, dx)
+        y1, x1 = max(h, dy + g), max(w, dx + v)
+        mine = pad(self.values, (-x0, x1 - w, -y0, y1 - h))
+        theirs = pad(other.values, (dx - x0, x1 - dx - v, dy - y0, y1 - dy - g))
+        return PatchRows(mine + theirs, self.top + y0, self.left + x0, self.shape)
+
+
+def relax_patches(rows: PatchRows, lines: Lines) -> tuple[PatchRows, Tensor] | None:
+    """Patches through an elementwise relaxation: new patches and a bias ``(B, R)``; None if not so simple."""
+    low, up = lines.low[0], lines.up[0]
+    constants = [t for t in (low, up, lines.low_c, lines.up_c) if t is not None]
+    if len(lines.low) != 1 or any(t.shape[1] != 1 for t in constants):
+        return None
+    if lines.site.shapes[0] != lines.site.shape:
+        return None
+    positive, negative = rows.values.clamp(min=0), rows.values.clamp(max=0)
+    shape = lines.site.shape
+
+    def take(t: Tensor) -> Tensor:
+        return rows.windows(t[:, 0].expand(-1, *shape))
+
+    values = torch.zeros_like(rows.values)
+    bias = rows.zeros()
+    for part, slope, constant in ((positive, low, lines.low_c), (negative, up, lines.up_c)):
+        if slope is not None:
+            values = values + part * take(slope)
+        if constant is not None:
+            bias = bias + torch.nan_to_num(part * take(constant), 0.0).flatten(2).sum(-1)
+    return replace(rows, values=values), bias
+
+
+def pull_patches(step: Step, rows: Any) -> tuple[Any, ...] | None:
+    """Unit or patch rows through an affine step; None where only a dense tensor will do."""
+    name, site = step.op.name, step.site
+    if name == "conv" and len(site.shapes[1]) == 4 and sum(site.varies) == 1:
+        return _pull_conv(step, rows)
+    if not isinstance(rows, PatchRows) or site.shape != rows.shape:
+        return None
+    if name == "add" and all(site.varies) and site.shapes[0] == site.shapes[1] == site.shape:
+        return (replace(rows), replace(rows))
+    if name in _SCALING and step.diagonal and site.shapes[site.varies.index(True)] == site.shape:
+        ones = step.like.new_ones(1, *site.shape)
+        factors = step.rule.transpose(site, ones, *step.constants)
+        return tuple(None if f is None else rows.scaled(f) for f in factors)
+    return None
+
+
+def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
+    site, weight = step.site, step.constants[1]
+    assert weight is not None  # noqa: S101 (narrowing only)
+    window, groups = window_of(site.attrs, 2), int(site.attrs.get("groups", 1))
+    (sy, sx), (py, px), (dy, dx) = window.strides, window.begins, window.dilations
+    C, H, W = site.shapes[0][-3:]
+    if isinstance(rows, UnitRows):
+        if groups != 1 or (dy, dx) != (1, 1):
+            return None
+        O, OH, OW = site.shape[-3:]
+        channel, place = rows.index // (OH * OW), rows.index % (OH * OW)
+        values = weight[channel]
+        top, left = place // OW * sy - py, place % OW * sx - px
+    else:
+        h, w = rows.size
+        B, R = rows.top.shape
+        flat = rows.values.reshape(B * R, -1, h, w)
+        values = conv_transpose2d(flat, weight, None, (sy, sx), 0, 0, groups, (dy, dx))
+        values = values.reshape(B, R, *values.shape[1:])
+        top, left = rows.top * sy - py, rows.left * sx - px
+    if values.shape[-2] * values.shape[-1] >= _DENSE_FROM * H * W:
+        return None
+    found = PatchRows(values, top, left, site.shapes[0])
+    ones = values.new_ones(1, 1, H, W).expand(1, C, H, W)
+    outside = (top < 0) | (left < 0) | (top + values.shape[-2] > H) | (left + values.shape[-1] > W)
+    if bool(outside.any()):
+        mask = replace(found, shape=(1, H, W)).windows(ones[:, :1])
+        found = replace(found, values=values * mask)
+    return found, None, None

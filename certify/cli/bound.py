@@ -1,0 +1,109 @@
+"""``certify bound``: a table of bounds of a network's outputs around one input."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from certify.cli.arguments import add_computation, interval, radius
+from certify.cli.inputs import about, device_named, read_model
+from certify.cli.streams import result, say
+from certify.cli.table import as_json, as_table
+from certify.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from certify.core.region import Region
+
+_METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha")
+_ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and differences
+of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than differences of bounds."""
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "bound", help="bounds of a network's outputs around an input", epilog=_ROWS,
+        description="Bound every output of a network, or rows of them, over a norm ball.")
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
+    parser.add_argument("--input", required=True, metavar="FILE", help="the centre, a .npy file")
+    parser.add_argument("--eps", required=True, type=radius, help="radius, for example 8/255")
+    parser.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="default: inf")
+    parser.add_argument("--clip", type=interval, metavar="LOW,HIGH", help="data range, such as 0,1")
+    parser.add_argument("--method", choices=_METHODS, default="crown", help="default: crown")
+    parser.add_argument("--semantics", choices=("real", "float32"), default="real",
+                        help="the arithmetic the bounds speak of (default: real)")
+    parser.add_argument("--rows", help="what to bound instead of every output, see below")
+    parser.add_argument("--json", action="store_true", help="JSON with all digits, not a table")
+    add_computation(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compute and print; the exit code is 0."""
+    from certify.importers.checkpoints import load_array
+
+    network = read_model(options.model)
+    region = _region(options, load_array(options.input))
+    coefficients, names = _rows(options.rows, network.output_shape)
+    device = device_named(options.device)
+    from certify.bounds.methods import Settings, bound
+
+    settings: dict[str, Any] = {"semantics": options.semantics, "device": device}
+    if options.method == "forward":
+        del settings["semantics"]  # has no rounding-safe form; the table says so
+    if options.memory is not None:
+        settings["memory"] = options.memory
+    started = time.monotonic()
+    with about(options.model, options.input):
+        found = bound(network, region, options.method, coefficients, settings=Settings(**settings))
+    lower = found.lower.detach().cpu().numpy().reshape(-1)
+    upper = found.upper.detach().cpu().numpy().reshape(-1)
+    seconds = time.monotonic() - started
+    facts = {"method": options.method, "semantics": settings.get("semantics", "search"),
+             "device": device, "seconds": round(seconds, 3)}
+    result(as_json(facts, names, lower, upper) if options.json else as_table(names, lower, upper))
+    if not options.quiet:
+        say(", ".join(f"{key} {value}" for key, value in facts.items()))
+    return 0
+
+
+def _region(options: argparse.Namespace, center: np.ndarray) -> Region:
+    from certify.core.region import L1, L2, Linf
+
+    kind = {"inf": Linf, "2": L2, "1": L1}[options.norm]
+    return kind(center, options.eps, clip=options.clip)
+
+
+def _rows(text: str | None, shape: tuple[int, ...]) -> tuple[Any, list[str]]:
+    """Coefficients ``(R, outputs)`` or None for every output, and a name for each row."""
+    import math
+
+    import numpy as np
+
+    size = math.prod(shape)
+    if text is None:
+        return None, [f"Y_{i}" for i in range(size)]
+    if text.endswith((".npy", ".npy.gz")):
+        from certify.importers.checkpoints import load_array
+
+        C = load_array(text)
+        return C.astype(np.float64), [f"row {i}" for i in range(len(C))]
+    names = text.split(",")
+    coefficients = np.zeros((len(names), size))
+    for row, name in zip(coefficients, names, strict=True):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", name.strip())
+        chosen = [int(n) for n in found.groups() if n is not None] if found else [size]
+        if max(chosen) >= size:
+            raise UsageError(f"--rows {name!r} is not an output or a difference of two; "
+                             f"the outputs are 0 to {size - 1}, write for example 0-1")
+        for index, sign in zip(chosen, (1.0, -1.0), strict=False):
+            row[index] += sign
+    return coefficients, [_label(n) for n in names]
+
+
+def _label(name: str) -> str:
+    return " - ".join(f"Y_{part.strip()}" for part in name.split("-"))

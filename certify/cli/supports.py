@@ -1,0 +1,109 @@
+"""``certify supports``: what this version can do, answered from the registries.
+
+The long options are those of the solver interface of the VNN-LIB standard; each prints one answer
+per line, so that other programs can read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from certify.cli.streams import result
+from certify.cli.table import columns
+
+OLDEST_OPSET = 9
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "supports", help="operators, methods and regions of this version",
+        description="Print what this version supports; without an option, an overview.")
+    which = parser.add_mutually_exclusive_group()
+    for option, (_, text) in QUERIES.items():
+        which.add_argument(option, dest="query", action="store_const", const=option, help=text)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the answer; the exit code is 0."""
+    lines = QUERIES[options.query][0]() if options.query else _overview()
+    result("\n".join(lines))
+    return 0
+
+
+def _overview() -> list[str]:
+    parts = (("methods", _methods), ("regions", _regions), ("ONNX operators", _onnx),
+             ("ATen operators", _aten))
+    lines: list[str] = []
+    for title, answer in parts:
+        lines += [f"{title}:", *(f"  {line}" for line in answer()), ""]
+    return lines[:-1]
+
+
+def _methods() -> list[str]:
+    from certify.bounds.methods import METHODS
+
+    rows = [("auto", "cheapest first, until everything is decided")]
+    rows += [(method.name, method.summary) for method in METHODS.values()]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {summary}" for name, summary in rows]
+
+
+def _regions() -> list[str]:
+    from certify.core.region import REGIONS
+
+    return sorted(REGIONS)
+
+
+def _onnx() -> list[str]:
+    from certify.ops import load
+
+    return sorted(load().onnx)
+
+
+def _aten() -> list[str]:
+    from certify.ops import load
+
+    return sorted(load().aten)
+
+
+def _operators() -> list[str]:
+    from certify.ops import load
+
+    registry = load()
+    records = [*registry.ops.values(), *registry.composites.values()]
+    rows = [("operator", "ONNX", "meaning")]
+    rows += [(r.name, " ".join(r.onnx) or "-", r.summary) for r in sorted(records, key=lambda r: r.name)]
+    return columns(rows).splitlines()
+
+
+def _opsets() -> list[str]:
+    from onnx.defs import onnx_opset_version
+
+    return [str(OLDEST_OPSET), str(onnx_opset_version())]
+
+
+def _one(*lines: str) -> Callable[[], list[str]]:
+    return lambda: list(lines)
+
+
+QUERIES: dict[str, tuple[Callable[[], list[str]], str]] = {
+    "--methods": (_methods, "bound methods"),
+    "--regions": (_regions, "input regions"),
+    "--aten-operators": (_aten, "torch operators"),
+    "--operators": (_operators, "operator records"),
+    "--onnx-operators": (_onnx, "ONNX operators"),
+    "--onnx-opset-versions": (_opsets, "oldest and newest ONNX opset"),
+    "--onnx-element-types": (_one("real", "float32"), "semantics: arithmetic a result speaks of"),
+    "--vnnlib-versions": (_one("1.0", "1.0"), "oldest and newest VNN-LIB version"),
+    "--hidden-node-theories": (_one("NH"), "no constraints on hidden nodes"),
+    "--multiple-input-output-theories": (_one("SIO"), "one input and one output tensor"),
+    "--multiple-network-theories": (_one("SNET"), "one network per query"),
+    "--multiple-node-comparison-theories": (_one("MNC"), "comparisons of several variables"),
+    "--arithmetic-complexity-theories": (_one("LIN"), "linear arithmetic"),
+    "--optimised-disjunctive-reasoning": (_one("false"), "shared work between disjuncts"),
+    "--serialise-assignments": (_one("false"), "assignments in files"),
+}

@@ -1,0 +1,109 @@
+"""``certify verify``: one word on stdout, and the certificate in a file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from certify.cli.arguments import add_computation, seconds, seed
+from certify.cli.inputs import about, device_named, read_model
+from certify.cli.streams import check_target, result, say, write_file
+from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED, EXIT_VIOLATED, CannotWrite
+
+if TYPE_CHECKING:
+    from certify.core.certificate import Certificate
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "verify", help="decide a specification",
+        description="Print unsat (holds), sat (violated, with an assignment), unknown or timeout.")
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
+    parser.add_argument("spec", metavar="SPEC", help="a VNN-LIB 1.0 file, plain or gzip")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S",
+                        help="seconds for everything, loading included (default: 60)")
+    parser.add_argument("--method", choices=("auto", "ibp", "crown-ibp", "crown", "alpha"),
+                        default="auto", help="default: auto, cheapest first")
+    parser.add_argument("--semantics", choices=("real", "float32"), default="real",
+                        help="the arithmetic the answer speaks of (default: real)")
+    parser.add_argument("--no-attack", action="store_true", help="do not look for counterexamples")
+    parser.add_argument("--certificate", metavar="FILE", help="write the certificate")
+    parser.add_argument("--results-file", metavar="FILE",
+                        help="write the competition's result file; the exit code is then 0")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    add_computation(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decide, print, save; the exit code tells the answer."""
+    check_target(options.certificate)
+    check_target(options.results_file, device=True)
+    certificate = _decide(options)
+    answer = _answer(certificate)
+    if not options.quiet:
+        say(certificate.sentence())
+    _deliver([
+        lambda: result(answer),
+        lambda: _save(certificate, options),
+        lambda: _results_file(options.results_file, answer),
+    ])
+    return EXIT_HOLDS if options.results_file else _exit_code(certificate)
+
+
+def _decide(options: argparse.Namespace) -> Certificate:
+    from certify.importers.vnnlib import read_vnnlib
+
+    with about(options.spec):
+        query = read_vnnlib(options.spec)
+    network = read_model(options.model)
+    device = device_named(options.device)
+    from certify.verify import verify_query
+
+    settings: dict[str, Any] = {} if options.memory is None else {"memory": options.memory}
+    left = options.timeout - (time.monotonic() - options.started)
+    with about(options.model, options.spec):
+        return verify_query(
+            network, query, max(left, 0.0), method=options.method, semantics=options.semantics,
+            attack=not options.no_attack, seed=options.seed, device=device, **settings)
+
+
+def _answer(certificate: Certificate) -> str:
+    word, found = certificate.verdict.word, certificate.counterexample
+    if found is None:
+        return word
+    from certify.search.witness import format_assignment
+
+    return f"{word}\n{format_assignment(found.flat, found.output)}"
+
+
+def _exit_code(certificate: Certificate) -> int:
+    return {"unsat": EXIT_HOLDS, "sat": EXIT_VIOLATED}.get(certificate.verdict.word, EXIT_UNDECIDED)
+
+
+def _save(certificate: Certificate, options: argparse.Namespace) -> None:
+    if options.certificate is None:
+        return
+    certificate.save(options.certificate)
+    if not options.quiet:
+        say(f"certificate saved: {options.certificate}")
+
+
+def _results_file(path: str | None, answer: str) -> None:
+    if path is not None:
+        write_file(path, answer + "\n")
+
+
+def _deliver(steps: list[Callable[[], None]]) -> None:
+    """Take every step, also after one failed, so that a closed pipe does not cost the certificate."""
+    first: CannotWrite | None = None
+    for step in steps:
+        try:
+            step()
+        except CannotWrite as problem:
+            first = first or problem
+    if first is not None:
+        raise first

@@ -1,0 +1,43 @@
+"""Names and hashes of imported networks, for certificates."""
+
+from __future__ import annotations
+
+import hashlib
+
+from certify.core.claim import Case, Claim
+from certify.core.codec import canonical, encode_array
+from certify.core.graph import Graph
+
+
+def claim_about(graph: Graph, cases: tuple[Case, ...]) -> Claim:
+    """The claim of ``cases`` about an imported network.
+
+    The name is the file's name, without its folder, or the module's class. The hash of a torch
+    module is that of its state at this moment.
+    """
+    source = graph.source
+    path = str(source.get("path", ""))
+    name = str(source.get("name") or path.replace("\\", "/").rpartition("/")[2] or "network")
+    return Claim(name, str(source.get("format", "graph")), model_hash(graph), cases)
+
+
+def model_hash(graph: Graph) -> str:
+    """SHA-256 of the network: of its file, of the module's state, or of the graph's constants."""
+    source = graph.source
+    if source.get("sha256"):
+        return str(source["sha256"])
+    if source.get("module") is not None:
+        from certify.importers.torch_module import fingerprint
+
+        return fingerprint(source["module"])
+    return _constants_hash(graph)
+
+
+def _constants_hash(graph: Graph) -> str:
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        said = [node.name, node.op, list(node.inputs), sorted(map(str, node.attrs.items())), list(node.shape)]
+        digest.update(canonical(said).encode())
+    for name in sorted(graph.constants):
+        digest.update(canonical([name, encode_array(graph.constants[name])]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,315 @@
+"""The ladder: stages from cheap to tight, each on what is still open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from certify.bounds.alpha import Alpha
+from certify.bounds.budget import Limits, OutOfTime
+from certify.bounds.crown import Plan, tighten
+from certify.bounds.decide import Decision, Means, Question, clause_margins, decide
+from certify.bounds.program import prepare
+from certify.bounds.rounding import Semantics, unguaranteed
+from certify.core.certificate import Counterexample, Verdict
+from certify.core.errors import UsageError
+from certify.core.graph import Graph
+from certify.core.region import Box, Product, Region
+from certify.core.spec import Spec
+from certify.search.attack import AttackSettings, attack
+from certify.search.replay import confirm
+
+if TYPE_CHECKING:
+    from certify.verify import Options
+
+_LARGEST_GROUP = 256  # examples bounded together
+_GROUP_OPERATIONS = 4e8  # about this many per step of a group
+_LOOKED_AT_FIRST = 32  # targets attacked before any bound
+_ATTACK_SECONDS = 20.0  # the last attack gives up after this long
+_LEAST_MEMORY = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One example to decide.
+
+    Attributes:
+        case, example: where it stands in the claim.
+        region: batch 1, fitted to the network.
+        place: what a counterexample must lie in: the region, or a property file's exact box.
+    """
+
+    case: int
+    example: int
+    region: Region
+    spec: Spec
+    place: Any
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.case, self.example
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """A proved example: by which method, with which margins ``(R,)`` and slopes by node name."""
+
+    method: str
+    margins: np.ndarray
+    slopes: dict[str, tuple[np.ndarray, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the ladder found; see `Certificate` for the fields."""
+
+    verdict: Verdict
+    method: str
+    device: str
+    margin: float | None
+    reason: str = ""
+    counterexample: Counterexample | None = None
+    proofs: dict[tuple[int, int], Proof] = field(default_factory=dict)
+
+
+@dataclass
+class _Climb:
+    """One run in progress."""
+
+    graph: Graph
+    options: Options
+    means: Means
+    open: list[Target]
+    proofs: dict[tuple[int, int], Proof] = field(default_factory=dict)
+    margins: dict[tuple[int, int], float] = field(default_factory=dict)
+    found: Counterexample | None = None
+    last: str = "none"
+    cost: float = 0.0  # seconds of the last bound stage
+
+    def attack(self, settings: AttackSettings, seconds: float, count: int | None = None) -> None:
+        """Look for a counterexample in the open targets, the least robust first."""
+        until = min(self.means.limits.deadline, time.monotonic() + seconds)
+        order = sorted(self.open, key=lambda t: self.margins.get(t.key, 0.0))[:count]
+        settings = replace(settings, device=self.means.device)
+        for target in order:
+            if time.monotonic() > until:
+                return
+            for candidate in self._candidates(target, settings, until):
+                self.found = confirm(self.graph, target.place, target.spec, candidate.x,
+                                     self.options.semantics, case=target.case, example=target.example)
+                if self.found is not None:
+                    self.last = "attack"
+                    return
+
+    def _candidates(self, target: Target, settings: AttackSettings, until: float) -> Iterator[Any]:
+        spec = target.spec if target.spec.batch == 1 else _own_spec(target)
+        seed = self.options.seed + 7919 * target.case + target.example
+        for candidate in attack(self.graph, target.region, spec, deadline=until, seed=seed, settings=settings):
+            if candidate.margin <= 0:
+                yield candidate
+
+    def bound(self, method: str) -> None:
+        """Try to prove the open targets."""
+        before = time.monotonic()
+        self.last = method
+        for group in _groups(self.graph, self.open):
+            decision = self._decide(group, method)
+            best = clause_margins(group[0].spec.rows(), decision.margins).min(axis=1)
+            for i, target in enumerate(group):
+                margin = float(np.nan_to_num(best[i], nan=-np.inf))
+                self.margins[target.key] = max(margin, self.margins.get(target.key, -np.inf))
+                if decision.proved[i]:
+                    self.proofs[target.key] = Proof(method, decision.margins[i], self._slopes(decision, group))
+        self.open = [t for t in self.open if t.key not in self.proofs]
+        self.cost = time.monotonic() - before
+        self.options.say(f"{method}: {len(self.open)} open, worst margin {self.worst():.4g}, {self.cost:.2f} s")
+
+    def _decide(self, group: list[Target], method: str) -> Decision:
+        """As `decide`; when memory runs out, with half as much, down to a floor."""
+        limits = self.means.limits
+        while True:
+            try:
+                return decide(self.graph, _question(group), method, replace(self.means, limits=limits))
+            except (MemoryError, RuntimeError) as problem:
+                if not _is_memory(problem) or limits.memory <= _LEAST_MEMORY:
+                    raise
+                limits = replace(limits, memory=limits.memory // 2)
+                self.options.say(f"out of memory; going on with {limits.memory / 2**20:.0f} MiB")
+
+    def _slopes(self, decision: Decision, group: list[Target]) -> dict[str, tuple[np.ndarray, ...]]:
+        if decision.evidence.slopes is None or len(group) > 1:
+            return {}
+        names = [node.name for node in self.graph.nodes]
+        return {
+            names[i]: tuple(t.cpu().numpy().astype(np.float32) for t in tensors)
+            for i, tensors in decision.evidence.slopes.items()
+        }
+
+    def worst(self) -> float:
+        """The smallest margin over all targets."""
+        return min(self.margins.values(), default=-np.inf)
+
+    def affordable_alpha(self) -> Alpha:
+        """Slope optimisation that fits into half of the time left, judged by the last stage."""
+        alpha = self.means.alpha
+        fits = int(0.5 * self.means.limits.remaining() / max(1e-3, 4 * self.cost))
+        return replace(alpha, unit_iterations=min(alpha.unit_iterations, fits if fits >= 2 else 0))
+
+
+def climb(graph: Graph, targets: list[Target], options: Options, deadline: float) -> Outcome:
+    """Decide all targets, or say why not."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but torch sees no CUDA device; use cpu")
+    means = Means(Semantics(options.semantics), device, Limits(options.memory, deadline))
+    run = _Climb(graph, options, means, list(targets))
+    try:
+        for _ in _stages(run):
+            if run.found is not None or not run.open:
+                break
+            means.limits.check()
+    except OutOfTime:
+        return _outcome(run, Verdict.TIMEOUT, f"the time limit of {options.timeout:g} s passed during {run.last}")
+    except (MemoryError, RuntimeError) as problem:
+        if not _is_memory(problem):
+            raise
+        return _outcome(run, Verdict.UNKNOWN, "memory ran out; give more with --memory or use a cheaper --method")
+    if run.found is not None:
+        return _outcome(run, Verdict.VIOLATED, "")
+    if not run.open:
+        return _outcome(run, Verdict.HOLDS, "")
+    return _outcome(run, Verdict.UNKNOWN, _why(run))
+
+
+def _stages(run: _Climb) -> Iterator[None]:
+    """The stages in order; the caller stops when everything is decided."""
+    options = run.options
+    if options.attack:
+        run.attack(AttackSettings(rounds=0), 0.2 * options.timeout, _LOOKED_AT_FIRST)
+        yield
+    if unguaranteed_here(run):
+        pass
+    elif options.method != "auto":
+        run.bound(options.method)
+        yield
+    else:
+        yield from _bound_stages(run)
+    if options.attack:
+        run.attack(AttackSettings(), min(_ATTACK_SECONDS, run.means.limits.remaining()))
+        yield
+
+
+def _bound_stages(run: _Climb) -> Iterator[None]:
+    run.bound("ibp")
+    yield
+    run.bound("crown-ibp")
+    yield
+    if run.options.attack:
+        run.attack(AttackSettings(rounds=1), 0.1 * run.options.timeout, _LOOKED_AT_FIRST)
+        yield
+    run.bound("crown")
+    yield
+    run.means = replace(run.means, alpha=run.affordable_alpha())
+    run.bound("alpha")
+    yield
+
+
+def unguaranteed_here(run: _Climb) -> list[str]:
+    """Operators that stand in the way of a claim in the semantics asked for."""
+    if run.means.semantics is not Semantics.FLOAT32:
+        return []
+    return unguaranteed(prepare(run.graph, torch.float64, run.means.device))
+
+
+def _outcome(run: _Climb, verdict: Verdict, reason: str) -> Outcome:
+    worst = run.worst()
+    margin = worst if np.isfinite(worst) else None
+    return Outcome(verdict, run.last, run.means.device, margin, reason, run.found, run.proofs)
+
+
+def _why(run: _Climb) -> str:
+    names = unguaranteed_here(run)
+    if names:
+        return (f"no standard bounds the float32 accuracy of {', '.join(names)}; "
+                f"only --semantics real can be claimed for this model")
+    worst = run.worst()
+    if not np.isfinite(worst):
+        node = _first_infinite(run)
+        return f"no finite bound at {node}: its operand may leave the operator's domain; a smaller region may help"
+    open_count = f"{len(run.open)} of {len(run.open) + len(run.proofs)} cases open, " if len(run.proofs) else ""
+    return (f"bounds too loose: {open_count}best margin {worst:.4g} after {run.last} in "
+            f"{run.options.semantics} semantics; a smaller region or --method alpha may help")
+
+
+def _first_infinite(run: _Climb) -> str:
+    with torch.no_grad():
+        program = prepare(run.graph, torch.float64, run.means.device)
+        state = tighten(program, run.open[0].region, Plan(refine=False), Semantics.SEARCH, Limits())
+    for node, box in zip(run.graph.nodes, state.bounds, strict=True):
+        if box is not None and not bool(box.lower.isfinite().all() and box.upper.isfinite().all()):
+            return f"node {node.name!r} ({node.op})"
+    return "the specification's rows"
+
+
+def _own_spec(target: Target) -> Spec:
+    """The target's rows of a specification that has rows per example."""
+    clauses = tuple(
+        replace(c, y=c.y[target.example : target.example + 1] if len(c.y) > 1 else c.y)
+        for c in target.spec.clauses
+    )
+    return Spec(clauses, target.spec.num_outputs)
+
+
+def _question(group: list[Target]) -> Question:
+    """One batched question from targets of equal structure."""
+    specs = [t.spec if t.spec.batch == 1 else _own_spec(t) for t in group]
+    rows = [s.rows() for s in specs]
+    bound = np.stack([r.bound for r in rows])
+    if len(group) == 1:
+        return Question(group[0].region, rows[0], bound)
+    y = np.concatenate([r.y for r in rows])
+    x = None if rows[0].x is None else np.concatenate([r.x for r in rows if r.x is not None])
+    return Question(_stacked([t.region for t in group]), rows[0]._replace(y=y, x=x), bound)
+
+
+def _stacked(regions: list[Region]) -> Region:
+    first = regions[0]
+    if isinstance(first, Product):
+        columns = zip(*(r.parts for r in regions if isinstance(r, Product)), strict=True)
+        return Product(tuple(_stacked(list(column)) for column in columns))
+    boxes = [r for r in regions if isinstance(r, Box)]
+    assert first.shape is not None  # noqa: S101 (narrowing only)
+    lower = np.concatenate([np.asarray(b.lower) for b in boxes])
+    upper = np.concatenate([np.asarray(b.upper) for b in boxes])
+    return Box(lower, upper).batched(first.shape)
+
+
+def _groups(graph: Graph, targets: list[Target]) -> Iterator[list[Target]]:
+    """Targets that can be bounded in one batch: boxes, with rows of one structure."""
+    size = max(1, min(_LARGEST_GROUP, int(_GROUP_OPERATIONS / prepare(graph).operations)))
+    groups: dict[Any, list[Target]] = {}
+    for target in targets:
+        rows = target.spec.rows()
+        same = (rows.y.shape[1:], rows.x is None, rows.group.tobytes(), rows.strict.tobytes())
+        key: Any = (*same, None) if _is_boxes(target.region) else (*same, target.key)
+        groups.setdefault(key, []).append(target)
+    for group in groups.values():
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
+def _is_boxes(region: Region) -> bool:
+    if isinstance(region, Product):
+        return all(_is_boxes(p) for p in region.parts)
+    return type(region) is Box and isinstance(region.lower, np.ndarray)
+
+
+def _is_memory(problem: BaseException) -> bool:
+    words = ("not enough memory", "out of memory", "can't allocate memory")
+    return isinstance(problem, MemoryError) or any(w in str(problem).lower() for w in words)

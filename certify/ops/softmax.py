@@ -1,0 +1,361 @@
+"""Softmax with tangent planes of convex lower and concave upper bounds.
+
+Wei, Wu, Wu, Chen, Barrett, Farchi, *Convex bounds on the softmax function with applications to
+robustness verification* (AISTATS 2023). For one row x with bounds l, u and ``p_k = softmax(x)_k``:
+
+* ``L_LSE``: ``exp(x_k) / S(x)``, S the sum of the chords of all ``exp(x_j)``; log-convex.
+* ``L_ER``: ``1 / D_k(x)``, ``D_k = 1 + sum of the chords of exp(x_j - x_k)``; convex.
+* ``U_LSE``: the chord of exp over the range of ``log p_k = x_k - LSE(x)``, which is concave.
+
+A bound used here is the tangent plane of one of these at any point, so the point is free to be
+optimised. Each intercept is rounded outward for the coefficients as stored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from certify.core.graph import Shape
+from certify.ops.arguments import axis_of
+from certify.ops.builder import Builder, Call, Value
+from certify.ops.logsumexp import at, bounded, chords, flattened, lse_lower
+from certify.ops.outward import EXP_ROUNDINGS, above, below, reach, slack
+from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DENSE = 2**24  # the most elements of a dense Jacobian; beyond it L_LSE is used alone
+
+
+def _forward(site: Site, x: Tensor) -> Tensor:
+    import torch
+
+    mask = site.attrs.get("mask")
+    if mask is not None:
+        x = x.masked_fill(~torch.as_tensor(mask, device=x.device), -torch.inf)
+    return x.softmax(site.attrs["axis"])
+
+
+def _shape(attrs: Any, x: Shape) -> Shape:
+    axis, mask = attrs["axis"], attrs.get("mask")
+    if not -len(x) <= axis < 0 or x[axis] < 1:
+        raise ValueError(f"softmax along axis {axis} of shape {x}")
+    if mask is not None and not np.broadcast_to(mask, x).any(axis).all():
+        raise ValueError("a row with every element masked")
+    return x
+
+
+def _rows(site: Site, x: Interval) -> tuple[Interval, Tensor, Tensor | None]:
+    """Bounds with the softmax axis last, ``(B, *kept, n)``: finite rows, which those are, mask.
+
+    A row with an infinite bound is set to zero. A masked element is put so far below all others
+    that its exponential is zero in floating point; a bound may count it, for being positive it only
+    makes a sum of exponentials larger, and in a tangent plane of LSE its weight is exactly zero.
+    """
+    import torch
+
+    axis, mask = site.attrs["axis"], site.attrs.get("mask")
+    lower, upper = (t.movedim(axis, -1) for t in x)
+    if mask is None:
+        box, finite = bounded(Interval(lower, upper))
+        return box, finite, None
+    # The mask has the rank of one example; leading batch axes broadcast.
+    whole = np.moveaxis(np.broadcast_to(mask, site.shape), axis, -1)
+    seen = torch.tensor(np.ascontiguousarray(whole), device=lower.device)
+    box, finite = bounded(Interval(*(torch.where(seen, t, 0.0) for t in (lower, upper))))
+    least = torch.where(seen, box.lower, torch.inf).amin(-1, keepdim=True).detach()
+    far = least + 2 * math.log(torch.finfo(lower.dtype).tiny)
+    return Interval(*(torch.where(seen, t, far) for t in box)), finite, seen
+
+
+def _others(x: Tensor) -> Tensor:
+    """``log sum_{j != k} exp(x_j)`` along the last axis, without any subtraction of sums."""
+    import torch
+
+    none = torch.full_like(x[..., :1], -torch.inf)
+    before = torch.cat([none, x.logcumsumexp(-1)[..., :-1]], -1)
+    after = torch.cat([none, x.flip(-1).logcumsumexp(-1)[..., :-1]], -1).flip(-1)
+    return torch.logaddexp(before, after)
+
+
+def log_bounds(box: Interval) -> Interval:
+    """Bounds of ``log p_k`` for finite rows, rounded outward; exact at the box's corners."""
+    import torch
+
+    if box.lower.shape[-1] == 1:
+        return Interval(torch.zeros_like(box.lower), torch.zeros_like(box.upper))
+    top = box.upper.detach().amax(-1, keepdim=True)
+    lower, upper = box.lower - top, box.upper - top
+    count = 4 * lower.shape[-1] + 4 * EXP_ROUNDINGS
+    found = []
+    for mine, rest in ((lower, _others(upper)), (upper, _others(lower))):
+        size = 4 + 2 * rest.abs() + 2 * mine.abs()
+        found.append((-torch.logaddexp(rest - mine, torch.zeros_like(rest)), size))
+    return Interval(below(*found[0], count), above(*found[1], count).clamp(max=0))
+
+
+def probability_bounds(logs: Interval) -> Interval:
+    """``exp`` of `log_bounds`, rounded outward within [0, 1]."""
+    low, high = logs.lower.exp(), logs.upper.exp()
+    certain = logs.lower == 0
+    lower = below(low, low, EXP_ROUNDINGS + 1).clamp(min=0)
+    upper = above(high, high, EXP_ROUNDINGS + 1).clamp(max=1)
+    return Interval(lower + certain * (1 - lower), upper)
+
+
+def _interval(site: Site, x: Interval) -> Interval:
+    import torch
+
+    box, finite, seen = _rows(site, x)
+    found = probability_bounds(log_bounds(box))
+    if not bool(finite.all()):
+        found = Interval(torch.where(finite, found.lower, 0.0), torch.where(finite, found.upper, 1.0))
+    if seen is not None:
+        found = Interval(*(torch.where(seen, t, 0.0) for t in found))
+    return Interval(*(t.movedim(-1, site.attrs["axis"]) for t in found))
+
+
+# -------------------------------------------------------------------------------------- planes
+
+
+@dataclass(frozen=True)
+class Rank1:
+    """Planes ``scale_k (x_k - q . x) + c_k`` for every k, without the n x n Jacobian.
+
+    ``scale`` and ``c`` are ``(B, 1 or R, *kept, n)``, ``q`` likewise.
+    """
+
+    scale: Tensor
+    q: Tensor
+    c: Tensor
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.scale * (x - (self.q * x).sum(-1, keepdim=True)) + self.c
+
+    def pull(self, A: Tensor) -> Tensor:
+        scaled = A * self.scale
+        return scaled - scaled.sum(-1, keepdim=True) * self.q
+
+
+def lse_plane(box: Interval, point: Tensor) -> Rank1:
+    """The tangent plane of L_LSE: ``v_k (2 - xi_k + x_k - S(x) / s)`` with ``v = exp(xi) / s``.
+
+    It lies below for every xi and every s > 0: exp and -log are convex.
+    """
+    top = box.upper.detach().amax(-1, keepdim=True)
+    slope, chord_c = chords(box, top)
+    xi = at(box, point) - top
+    s = (slope * xi + chord_c).sum(-1, keepdim=True).clamp(min=1e-30)
+    v, q, rest = xi.exp() / s, slope / s, chord_c.sum(-1, keepdim=True) / s
+    c = v * (2 - xi - rest - top + q.sum(-1, keepdim=True) * top)
+    far = reach(*box) + 2 * top.abs()
+    size = 3 + xi.abs() + rest.abs() + far + (q * far).sum(-1, keepdim=True)
+    return Rank1(v, q, below(c, (v * size).detach(), box.lower.shape[-1] + 2 * EXP_ROUNDINGS + 10))
+
+
+def upper_plane(box: Interval, logs: Interval, point: Tensor) -> Rank1:
+    """The tangent plane of U_LSE: ``k (x_k - w . x - h) + i`` where ``LSE(x) >= w . x + h``."""
+    import torch
+
+    low, high, width = logs.lower.exp(), logs.upper.exp(), logs.upper - logs.lower
+    wide = width > 0
+    scale = torch.where(wide, (high - low) / torch.where(wide, width, 1.0), high)
+    scale = torch.minimum(torch.maximum(scale, low), high)
+    chord = torch.maximum(low - scale * logs.lower, high - scale * logs.upper)
+    w, h = lse_lower(box, point)
+    c = chord - scale * h.unsqueeze(-1)
+    size = high + scale * (1 + reach(*logs) + h.abs().unsqueeze(-1) + 2 * reach(*box).amax(-1, keepdim=True))
+    return Rank1(scale, w, above(c, size.detach(), w.shape[-1] + EXP_ROUNDINGS + 8))
+
+
+def er_plane(box: Interval, point: Tensor) -> tuple[Tensor, Tensor]:
+    """The tangent plane of L_ER, ``2 g - g^2 D_k(x)`` for any g: ``(..., n, n)`` and ``(..., n)``.
+
+    Rows that overflow come out as NaN or infinite.
+    """
+    import torch
+
+    n = box.lower.shape[-1]
+    lower = box.lower.unsqueeze(-2) - box.upper.unsqueeze(-1)  # [k, j] = l_j - u_k
+    upper = box.upper.unsqueeze(-2) - box.lower.unsqueeze(-1)
+    other = ~torch.eye(n, dtype=torch.bool, device=lower.device)
+    slope, c = chords(Interval(lower, upper), lower.new_zeros(()))
+    slope, c = (torch.where(other, t, 0.0) for t in (slope, c))
+    x = at(box, point)
+    t = x.unsqueeze(-2) - x.unsqueeze(-1)
+    g = 1 / (1 + (slope * t + c).sum(-1))
+    each = g.unsqueeze(-1)  # never squared: that would underflow long before g (g D) does
+    pulled = -each * (each * slope)
+    coefficients = torch.where(other, pulled, -pulled.sum(-1, keepdim=True))
+    size = 3 + (each * (c.abs() + slope * reach(lower, upper))).sum(-1)
+    size = g * size + (coefficients.abs() * reach(*box).unsqueeze(-2)).sum(-1) * 2
+    found = g * (2 - g * (1 + c.sum(-1)))
+    return coefficients, below(found, size.detach(), 2 * n + 2 * EXP_ROUNDINGS + 10)
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """`Relaxation`: ``low`` plus ``dense @ x`` below and ``up`` above, the softmax axis last.
+
+    ``dense`` is ``(B, 1 or R, *kept, n, n)`` or None; its intercept is part of ``low.c``.
+    """
+
+    site: Site
+    low: Rank1
+    dense: Tensor | None
+    up: Rank1
+
+    def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        import torch
+
+        axis = self.site.attrs["axis"]
+        rows = A.movedim(axis, -1)
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        found = self.low.pull(positive) + self.up.pull(negative)
+        if self.dense is not None:
+            found = found + self._dense_pull(positive)
+        bias = A.new_zeros(A.shape[:2])
+        for part, c in ((positive, self.low.c), (negative, self.up.c)):
+            bias = bias + torch.where(part == 0, 0.0, part * c).flatten(2).sum(-1)
+        return (found.movedim(-1, axis),), bias
+
+    def _dense_pull(self, A: Tensor) -> Tensor:
+        dense = self.dense
+        if dense is None:
+            return A.new_zeros(())
+        if dense.shape[1] == 1:  # one Jacobian for all rows: R becomes a matrix axis
+            return (A.movedim(1, -2) @ dense.squeeze(1)).movedim(-2, 1)
+        return (A.unsqueeze(-2) @ dense).squeeze(-2)
+
+    def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
+        """As documented, times the number of roundings in the longest sum of ``backward``."""
+        size = magnitudes[0]
+        total = self.low.c.detach().abs().maximum(self.up.c.detach().abs())
+        if size is not None:
+            x = size.movedim(self.site.attrs["axis"], -1).unsqueeze(1)
+            for plane in (self.low, self.up):
+                far = x + (plane.q.detach().abs() * x).sum(-1, keepdim=True)
+                total = total + plane.scale.detach().abs() * far
+            if self.dense is not None:
+                total = total + (self.dense.detach().abs() @ x.unsqueeze(-1)).squeeze(-1)
+        n = total.shape[-1]
+        return (total.amax(1) * (n + 4)).movedim(-1, self.site.attrs["axis"])
+
+
+def _start(site: Site, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """Tangent points at the middle; the share of L_ER: 1 where it is the higher one there."""
+    import torch
+
+    rows, _, _ = _rows(site, x)
+    box = Interval(*(t.detach().unsqueeze(1) for t in rows))
+    half = torch.full_like(box.lower, 0.5)
+    if _too_large(box):
+        return half, torch.zeros_like(half), half
+    middle = at(box, half)
+    dense, c = er_plane(box, half)
+    er = (dense @ middle.unsqueeze(-1)).squeeze(-1) + c
+    return half, (er > lse_plane(box, half).value(middle)).to(half.dtype), half
+
+
+def _too_large(box: Interval) -> bool:
+    return math.prod(box.lower.shape) * box.lower.shape[-1] > DENSE
+
+
+def _slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
+    starts = _start(site, x)
+    return tuple(Slope(t, t.new_zeros(()), t.new_ones(())) for t in starts)
+
+
+def _lower(box: Interval, floor: Tensor, point: Tensor, part: Tensor) -> tuple[Rank1, Tensor | None]:
+    """``1 - part`` of L_LSE plus ``part`` of L_ER, or the constant ``floor`` where that is higher.
+
+    Both shares are rounded, which costs a rounding of each plane's size.
+    """
+    import torch
+
+    plane = lse_plane(box, point)
+    dense = None
+    scale, c = plane.scale, plane.c
+    middle = at(box, torch.full_like(box.lower, 0.5)).detach()
+    if not _too_large(box) and bool((part > 0).any()):
+        er, er_c = er_plane(box, point)
+        usable = er.isfinite().all(-1) & er_c.isfinite()
+        part = torch.where(usable, part, 0.0)
+        dense = torch.where(part.unsqueeze(-1) > 0, part.unsqueeze(-1) * er, 0.0)
+        mixed = (1 - part) * c + torch.where(part > 0, part * er_c, 0.0)
+        both = (part > 0) & (part < 1)
+        c = torch.where(both, mixed - _mixing_slack(box, plane, er, er_c), mixed)
+        scale = (1 - part) * scale
+    value = Rank1(scale, plane.q, c).value(middle)
+    if dense is not None:
+        value = value + (dense @ middle.unsqueeze(-1)).squeeze(-1)
+    keep = (value >= floor).detach()
+    dense = None if dense is None else torch.where(keep.unsqueeze(-1), dense, 0.0)
+    return Rank1(torch.where(keep, scale, 0.0), plane.q, torch.where(keep, c, floor)), dense
+
+
+def _mixing_slack(box: Interval, plane: Rank1, er: Tensor, er_c: Tensor) -> Tensor:
+    far = reach(*box)
+    size = plane.scale * (1 + far + (plane.q * far).sum(-1, keepdim=True)) + plane.c.abs()
+    size = size + er_c.abs() + (er.abs() * far.unsqueeze(-2)).sum(-1) + 1
+    return slack(size.nan_to_num(0.0, 0.0, 0.0), 6)
+
+
+def _relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> _Softmax:
+    import torch
+
+    low_at, part, up_at = slopes or _start(site, x)
+    rows, finite, seen = _rows(site, x)
+    box, finite = Interval(*(t.unsqueeze(1) for t in rows)), finite.unsqueeze(1)
+    logs = log_bounds(box)
+    low, dense = _lower(box, probability_bounds(logs).lower, low_at, part)
+    up = upper_plane(box, logs, up_at)
+    for usable, ends in ((finite, (0.0, 1.0)), (seen, (0.0, 0.0))):
+        if usable is not None and not bool(usable.all()):
+            low, up = (
+                Rank1(torch.where(usable, p.scale, 0.0), p.q, torch.where(usable, p.c, end))
+                for p, end in zip((low, up), ends, strict=True)
+            )
+            dense = None if dense is None else torch.where(usable.unsqueeze(-1), dense, 0.0)
+    return _Softmax(site, low, dense, up)
+
+
+# ------------------------------------------------------------------------------- translations
+
+
+def _aten(b: Builder, call: Call) -> Value:
+    x = call.arg(0)
+    return b.add("softmax", x, axis=axis_of(call, call.arg(1), x.rank), name=call.name)
+
+
+def _onnx(b: Builder, call: Call) -> Value:
+    return flattened(b, call, call.arg(0), lambda y, axis: b.add("softmax", y, axis=axis))
+
+
+_SOME = np.array([[True, False], [True, True], [False, True]])
+
+REGISTRY.add(
+    Op(
+        "softmax",
+        _forward,
+        _shape,
+        (
+            Example(((2, 4),), {"axis": -1}),
+            Example(((3, 2),), {"axis": -2}, low=-6.0, high=6.0),
+            Example(((2, 1),), {"axis": -1}),
+            Example(((2, 2, 3),), {"axis": -1}, low=-30.0, high=30.0),
+            Example(((3, 3),), {"axis": -1, "mask": np.tri(3, dtype=bool)}),
+            Example(((2, 3, 2),), {"axis": -2, "mask": _SOME}, low=-5.0, high=5.0),
+        ),
+        relaxed=RelaxedRule(_interval, _relax, _slopes),
+        onnx={"Softmax": _onnx},
+        aten={"aten.softmax.int": _aten, "aten._softmax.default": _aten, "aten._safe_softmax.default": _aten},
+        linear_when=lambda site: False,
+        summary="softmax along an axis; tangent planes of log-sum-exp bounds",
+    )
+)

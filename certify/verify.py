@@ -1,0 +1,183 @@
+"""Query -> Certificate: attacks and bounds from cheap to tight, until everything is decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from certify.core.certificate import Certificate, Evidence, Guarantee, Verdict
+from certify.core.claim import Case
+from certify.core.errors import BadInput, UsageError
+from certify.core.provenance import Provenance, now, versions
+from certify.core.region import Product, Region, as_inputs
+from certify.importers.model_claim import claim_about
+
+if TYPE_CHECKING:
+    from certify.core.graph import Graph
+    from certify.core.spec import Spec
+    from certify.importers.vnnlib import VnnlibQuery
+    from certify.ladder import Outcome, Target
+
+METHOD_NAMES = ("auto", "ibp", "crown-ibp", "crown", "alpha")
+SEMANTICS = ("real", "float32")
+DEFAULT_MEMORY = 4 * 2**30
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to verify.
+
+    Attributes:
+        timeout: seconds, from the call; the answer comes within it or is ``timeout``.
+        method: ``"auto"`` climbs from cheap to tight; a name uses that method alone.
+        semantics: ``"real"``: real arithmetic on the stored weights; ``"float32"``: any float32
+            evaluation order as well.
+        attack: look for counterexamples too.
+        seed: of the attack.
+        memory: bytes that coefficient tensors may take.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where there is one.
+        progress: called with one line per stage.
+    """
+
+    timeout: float = 60.0
+    method: str = "auto"
+    semantics: str = "real"
+    attack: bool = True
+    seed: int = 0
+    memory: int = DEFAULT_MEMORY
+    device: str = "cpu"
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("method", self.method, METHOD_NAMES),
+                                   ("semantics", self.semantics, SEMANTICS)):
+            if value not in known:
+                raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+        if not self.timeout > 0:
+            raise UsageError(f"timeout must be a positive number of seconds, got {self.timeout}")
+        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise UsageError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
+
+    def say(self, line: str) -> None:
+        if self.progress is not None:
+            self.progress(line)
+
+
+def verify(
+    network: Graph, region: Region, spec: Spec, timeout: float = 60.0, **options: Any
+) -> Certificate:
+    """Decide whether a specification holds on a region, for every example of a batch.
+
+    Args:
+        network: from `certify.load` or `certify.from_torch`.
+        region: with or without a batch axis; a batch claims every one of its examples.
+        spec: see `certify.Spec`; its rows may differ per example.
+        timeout: seconds.
+        options: further fields of `Options`.
+
+    Returns:
+        A certificate. HOLDS is only said after the deciding bound was evaluated with all rounding
+        accounted for; VIOLATED only after the model itself has run on the very point.
+
+    Raises:
+        BadInput: region or specification do not fit the network.
+        UsageError: an unknown option.
+    """
+    started = time.monotonic()
+    chosen = Options(timeout=timeout, **options)
+    parts = as_inputs(region, list(network.input_shapes))
+    fitted = parts[0] if len(parts) == 1 else Product(parts)
+    _check_outputs(network, spec)
+    if spec.batch not in (1, fitted.batch):
+        raise BadInput(f"the specification has rows for {spec.batch} examples, the region has {fitted.batch}")
+    return _certify(network, (Case(fitted, spec),), None, None, chosen, started)
+
+
+def verify_query(
+    network: Graph, query: VnnlibQuery, timeout: float = 60.0, *, started: float | None = None,
+    **options: Any,
+) -> Certificate:
+    """Decide a property file; as `verify`. The claim holds when all of its cases do.
+
+    Args:
+        started: `time.monotonic` at which the time limit began to run; default: now.
+    """
+    started = time.monotonic() if started is None else started
+    chosen = Options(timeout=timeout, **options)
+    sizes = [_count(shape) for shape in network.input_shapes]
+    query.check_sizes(sum(sizes), _count(network.output_shape))
+    cases = []
+    for case in query.cases:
+        parts = as_inputs(case.box, list(network.input_shapes))
+        cases.append(Case(parts[0] if len(parts) == 1 else Product(parts), case.spec))
+    return _certify(network, tuple(cases), query, query.sha256, chosen, started)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _check_outputs(network: Graph, spec: Spec) -> None:
+    size = _count(network.output_shape)
+    if spec.num_outputs != size:
+        raise BadInput(f"the specification is about {spec.num_outputs} outputs, the network has {size}")
+
+
+def _certify(
+    network: Graph, cases: tuple[Case, ...], query: VnnlibQuery | None, spec_sha256: str | None,
+    options: Options, started: float,
+) -> Certificate:
+    from certify.ladder import climb
+
+    begun = now()
+    claim = claim_about(network, cases)
+    outcome = climb(network, _targets(cases, query), options, started + options.timeout)
+    settings = {"timeout": options.timeout, "method": options.method, "semantics": options.semantics,
+                "attack": options.attack, "memory": options.memory}
+    provenance = Provenance(
+        claim.model_sha256, spec_sha256, outcome.method, settings, options.seed, versions(),
+        outcome.device, time.monotonic() - started, begun,
+    )
+    return Certificate(
+        outcome.verdict, claim, _guarantee(options), provenance, margin=outcome.margin,
+        counterexample=outcome.counterexample, evidence=_evidence(outcome, cases), reason=outcome.reason,
+    )
+
+
+def _targets(cases: tuple[Case, ...], query: VnnlibQuery | None) -> list[Target]:
+    from certify.ladder import Target
+
+    found = []
+    for number, case in enumerate(cases):
+        for example in range(case.region.batch):
+            region = case.region if case.region.batch == 1 else case.region.rows([example])
+            place = query.cases[number] if query is not None else region
+            found.append(Target(number, example, region, case.spec, place))
+    return found
+
+
+def _guarantee(options: Options) -> Guarantee:
+    from certify.wording import assumptions
+
+    return Guarantee(1.0, options.semantics, assumptions(options.semantics))
+
+
+def _evidence(outcome: Outcome, cases: tuple[Case, ...]) -> tuple[Evidence, ...]:
+    if outcome.verdict is not Verdict.HOLDS:
+        return ()
+    import numpy as np
+
+    found = []
+    for number, case in enumerate(cases):
+        mine = [outcome.proofs[number, example] for example in range(case.region.batch)]
+        methods = sorted({p.method for p in mine}, key=METHOD_NAMES.index)
+        margins = np.stack([p.margins for p in mine])
+        slopes = mine[0].slopes if len(mine) == 1 else {}
+        found.append(Evidence(methods[-1], slopes, margins))
+    return tuple(found)
