@@ -115,7 +115,7 @@ def _onnx_node(layer: nn.Module) -> tuple[str, dict[str, object]]:
 
 
 def write_specifications(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """One file per digit and radius, for the first correctly classified test image of each digit."""
+    """One file per digit and radius, for the first test image of each digit that is read right."""
     with torch.no_grad():
         right = model(x).argmax(1) == y
     instances = []

@@ -50,7 +50,7 @@ def main() -> int:
     saved = FOLDER / "certificates"
     saved.mkdir(exist_ok=True)
     shown = False
-    for network, spec, seconds in csv.reader((FOLDER / "instances.csv").open()):
+    for network, spec, seconds in csv.reader((FOLDER / "instances.csv").read_text().splitlines()):
         certificate = decide(FOLDER / network, FOLDER / spec, float(seconds))
         file = saved / f"{Path(spec).stem}.json"
         certificate.save(file)

@@ -1,1 +1,1 @@
-"""numba kernels, imported as ``certify.kernels``. They import numpy and numba and nothing of ours."""
+"""numba kernels, imported as ``certify.kernels``; they import numpy, numba and nothing of ours."""

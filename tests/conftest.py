@@ -1,4 +1,4 @@
-"""What every test may rely on: calm threads, where the data lies, and reproducible random inputs."""
+"""What every test may rely on: calm threads, where the data lies, reproducible random inputs."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import mpmath as mp
@@ -23,6 +24,7 @@ class Case:
     op: Op
     example: Example
     label: str
+    picked: tuple[float, ...] = ()
 
     def site(self, n: int) -> Site:
         constants = tuple(() if c is None else (1,) for c in self.example.operands[1:])
@@ -30,21 +32,25 @@ class Case:
         return Site(self.label, self.example.attrs, ((n,), *constants), varies, (n,))
 
     def constants(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """One value of each constant operand: the first, which a wrong rule meets like any other."""
-        return tuple(torch.tensor(np.ravel(c)[:1], dtype=dtype) for c in self.example.operands[1:])
+        """One value of each constant operand."""
+        return tuple(torch.tensor([v], dtype=dtype) for v in self.picked)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.op.forward(self.site(x.shape[-1]), x, *self.constants(x.dtype))
 
     def interval(self, x: Interval) -> Interval:
-        return self.op.relaxed.interval(self.site(x.lower.shape[-1]), x, *self.constants(x.lower.dtype))
+        return self.op.relaxed.interval(
+            self.site(x.lower.shape[-1]), x, *self.constants(x.lower.dtype)
+        )
 
     def relax(self, slopes: Any, x: Interval) -> Any:
         site = self.site(x.lower.shape[-1])
         return self.op.relaxed.relax(site, slopes, x, *self.constants(x.lower.dtype))
 
     def slopes(self, x: Interval) -> Any:
-        return self.op.relaxed.slopes(self.site(x.lower.shape[-1]), x, *self.constants(x.lower.dtype))
+        return self.op.relaxed.slopes(
+            self.site(x.lower.shape[-1]), x, *self.constants(x.lower.dtype)
+        )
 
     def exact(self, z: Any, dtype: torch.dtype) -> Any:
         """The real function at ``z``, or None where it is not defined."""
@@ -62,7 +68,9 @@ def _elementwise(op: Op) -> bool:
         if len(variable) != 1 or not isinstance(example.operands[0], tuple):
             return False
         shapes = [o if isinstance(o, tuple) else np.shape(o) for o in example.operands]
-        if tuple(op.shape(example.attrs, *shapes)) != variable[0] or not _diagonal(op, example, shapes):
+        if tuple(op.shape(example.attrs, *shapes)) != variable[0] or not _diagonal(
+            op, example, shapes
+        ):
             return False
     return True
 
@@ -90,23 +98,41 @@ def _cases() -> list[Case]:
             continue
         for example in op.examples:
             settings = ",".join(f"{k}={v:.4g}" for k, v in example.attrs.items())
-            constants = "".join(f" {np.ravel(c)[0]:g}" for c in example.operands[1:])
-            label = f"{op.name}({settings}{constants})"
-            found.setdefault(label, Case(op, example, label))
+            for picked in product(*(np.ravel(c).tolist() for c in example.operands[1:])):
+                label = f"{op.name}({settings}{''.join(f' {v:g}' for v in picked)})"
+                found.setdefault(label, Case(op, example, label, picked))
     return list(found.values())
 
 
 def _pool(dtype: torch.dtype, rng: np.random.Generator) -> np.ndarray:
     real = np.float32 if dtype == torch.float32 else np.float64
     info = np.finfo(real)
-    special = [0.0, -0.0, info.tiny, info.smallest_subnormal, 3e-39, 1e-30, 1e-9, 0.5, 1.0, 1.5, 2.5, 3.0, 6.0, 20.0, 1e3, 1e9, 1e30]
+    special = [
+        0.0,
+        -0.0,
+        info.tiny,
+        info.smallest_subnormal,
+        3e-39,
+        1e-30,
+        1e-9,
+        0.5,
+        1.0,
+        1.5,
+        2.5,
+        3.0,
+        6.0,
+        20.0,
+        1e3,
+        1e9,
+        1e30,
+    ]
     ordinary = rng.normal(size=60) * np.exp(rng.uniform(-4, 4, 60))
     wild = np.exp(rng.uniform(-60, 60, 20))
     return np.concatenate([special, ordinary, wild]).astype(real)
 
 
 def boxes(case: Case, dtype: torch.dtype, count: int, seed: int = 0) -> Interval:
-    """``(1, count)`` intervals: zeros, denormals, an ulp apart, huge, equal, one-sided, ordinary."""
+    """``(1, count)`` intervals: zeros, denormals, an ulp apart, huge, equal, ordinary."""
     rng = np.random.default_rng(seed)
     pool = _pool(dtype, rng)
     a, b = rng.choice(pool, count), rng.choice(pool, count)
@@ -187,6 +213,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "erf": mp.erf,
     "gelu": lambda z: z * mp.erfc(-z / mp.sqrt(2)) / 2,
     "gelu_tanh": lambda z: z * _expit(2 * mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3)),
+    "tanh_gate": lambda z, linear, cubic: z * _expit(linear * z + cubic * z**3),
     "silu": lambda z: z * _expit(z),
     "mish": lambda z: z * mp.tanh(mp.log1p(mp.exp(z))),
     "elu": _elu,

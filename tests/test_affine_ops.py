@@ -104,7 +104,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def draw(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))
+    )
 
 
 @pytest.mark.parametrize("lead", LEADS)
@@ -203,27 +205,42 @@ def test_offset_size_covers_the_offset(case: Case) -> None:
         for i, (v, c) in enumerate(zip(case.site.varies, case.constants, strict=True))
     ]
     size = case.rule.offset_size(case.site, *operands).expand(case.site.shape).flatten()
-    assert bool((case.forward(torch.zeros(sum(case.sizes), dtype=torch.float64)).abs() <= size + 1e-12).all())
+    assert bool(
+        (
+            case.forward(torch.zeros(sum(case.sizes), dtype=torch.float64)).abs() <= size + 1e-12
+        ).all()
+    )
 
 
 def planted(name: str, **changes: Any) -> Case:
     """A first example of ``name`` with a faulty rule."""
     found = case_of(REGISTRY.ops[name], REGISTRY.ops[name].examples[0])
     assert found is not None
-    return Case(found.op, affine_rule(**{"forward": found.op.forward, **changes}), found.site, found.constants)
+    return Case(
+        found.op,
+        affine_rule(**{"forward": found.op.forward, **changes}),
+        found.site,
+        found.constants,
+    )
 
 
-@pytest.mark.parametrize(("check", "case"), [
-    (check_absolute, planted("neg")),
-    (check_absolute, planted("sub", biases=())),
-    (check_absolute, planted("conv", biases=(2,))),
-    (check_absolute, planted("linear", biases=(2,), weights=(1,), monotone=True)),
-    (check_summands, planted("conv", biases=(2,), summands=lambda site: (3, 3))),
-    (check_summands, planted("expand", summands=lambda site: (0, 0))),
-    (check_summands, planted("reduce_mean", summands=lambda site: (0, 0))),
-    (lambda case: check_adjoint(case, ()),
-     planted("transpose", transpose=lambda site, A, x: (A.reshape(site.shapes[0]),))),
-], ids=lambda v: v.op.name if isinstance(v, Case) else "")
+@pytest.mark.parametrize(
+    ("check", "case"),
+    [
+        (check_absolute, planted("neg")),
+        (check_absolute, planted("sub", biases=())),
+        (check_absolute, planted("conv", biases=(2,))),
+        (check_absolute, planted("linear", biases=(2,), weights=(1,), monotone=True)),
+        (check_summands, planted("conv", biases=(2,), summands=lambda site: (3, 3))),
+        (check_summands, planted("expand", summands=lambda site: (0, 0))),
+        (check_summands, planted("reduce_mean", summands=lambda site: (0, 0))),
+        (
+            lambda case: check_adjoint(case, ()),
+            planted("transpose", transpose=lambda site, A, x: (A.reshape(site.shapes[0]),)),
+        ),
+    ],
+    ids=lambda v: v.op.name if isinstance(v, Case) else "",
+)
 def test_the_checks_notice_planted_faults(check: Any, case: Case) -> None:
     with pytest.raises(AssertionError):
         check(case)

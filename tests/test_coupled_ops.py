@@ -33,7 +33,8 @@ def _long_lse(site: Site, x: np.ndarray) -> np.ndarray:
 
 def _long_softmax(site: Site, x: np.ndarray) -> np.ndarray:
     mask = np.broadcast_to(site.attrs.get("mask", True), site.shape)
-    e = np.where(mask, np.exp(x - x.max(axis=site.attrs["axis"], keepdims=True)), LONG(0))
+    x = np.where(mask, x, -LONG(np.inf))
+    e = np.exp(x - x.max(axis=site.attrs["axis"], keepdims=True))
     return e / e.sum(axis=site.attrs["axis"], keepdims=True)
 
 
@@ -66,10 +67,14 @@ def _couples(op: Op, example: Example) -> bool:
     if site.shapes[0] != site.shape or sum(site.varies) != 1 or math.prod(site.shape) > 64:
         return math.prod(site.shapes[0]) > math.prod(site.shape) if site.varies[0] else False
     rng = np.random.default_rng(0)
-    first, second = (torch.as_tensor(rng.uniform(example.low, example.high, site.shape)) for _ in "ab")
+    first, second = (
+        torch.as_tensor(rng.uniform(example.low, example.high, site.shape)) for _ in "ab"
+    )
     rest = [None if v is None else torch.as_tensor(v) for v in example.operands[1:]]
     swap = torch.eye(first.numel(), dtype=torch.bool).reshape(-1, *site.shape)
-    changed = op.forward(site, torch.where(swap, second, first), *rest) != op.forward(site, first, *rest)
+    changed = op.forward(site, torch.where(swap, second, first), *rest) != op.forward(
+        site, first, *rest
+    )
     return bool((changed & ~swap).any())
 
 
@@ -160,9 +165,17 @@ def _choices(op: Op, site: Site, operands: list[Any], seed: int) -> list[Any]:
             for s, n in zip(slopes, shapes, strict=True)
         )
 
-    ends = [tuple(end.expand_as(s.start) for s, end in zip(slopes, which, strict=True))
-            for which in ([s.low for s in slopes], [s.high for s in slopes])]
-    return [None, tuple(s.start for s in slopes), *ends, random(1), random(2 * math.prod(site.shape))]
+    ends = [
+        tuple(end.expand_as(s.start) for s, end in zip(slopes, which, strict=True))
+        for which in ([s.low for s in slopes], [s.high for s in slopes])
+    ]
+    return [
+        None,
+        tuple(s.start for s in slopes),
+        *ends,
+        random(1),
+        random(2 * math.prod(site.shape)),
+    ]
 
 
 def _claimed(coefficients: Any, bias: Any, points: list[Any]) -> np.ndarray:
@@ -214,7 +227,9 @@ def test_each_plane_holds_for_any_slopes(op: Op, example: Example, dtype: torch.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "example"), CASES)
-def test_mixed_rows_hold_within_the_stated_weight(op: Op, example: Example, dtype: torch.dtype) -> None:
+def test_mixed_rows_hold_within_the_stated_weight(
+    op: Op, example: Example, dtype: torch.dtype
+) -> None:
     if dtype == torch.float64 and op.name not in EXTENDED:
         dtype = torch.float32
     site = _site(op, example)
@@ -246,7 +261,9 @@ def test_planes_reach_the_interval_at_the_centre(op: Op, example: Example) -> No
     A = torch.cat([unit, -unit]).expand(6, -1, *site.shape)
     assert op.relaxed is not None
     coefficients, bias = op.relaxed.relax(site, None, *operands).backward(A)
-    middle = [(v.lower + v.upper).numpy()[None] / 2 if isinstance(v, Interval) else None for v in operands]
+    middle = [
+        (v.lower + v.upper).numpy()[None] / 2 if isinstance(v, Interval) else None for v in operands
+    ]
     value = _claimed(coefficients, bias, middle)[0]
     bounds = op.relaxed.interval(site, *operands)
     flat = torch.cat([bounds.lower.reshape(6, -1), -bounds.upper.reshape(6, -1)], -1).numpy()
@@ -261,7 +278,12 @@ def test_infinite_bounds_never_give_nan(op: Op, example: Example) -> None:
     for i, v in enumerate(operands):
         if isinstance(v, Interval):
             lower, upper = v.lower.clone(), v.upper.clone()
-            lower[0].flatten()[0], upper[0].flatten()[-1], lower[1], upper[1] = -torch.inf, torch.inf, -torch.inf, torch.inf
+            lower[0].flatten()[0], upper[0].flatten()[-1], lower[1], upper[1] = (
+                -torch.inf,
+                torch.inf,
+                -torch.inf,
+                torch.inf,
+            )
             lower[0].view(-1)[0], upper[0].view(-1)[-1] = -torch.inf, torch.inf
             operands[i] = Interval(lower, upper)
     assert op.relaxed is not None

@@ -38,7 +38,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_plain_file_is_read_hashed_and_given_to_the_runtime(tmp_path: Path, weights: Path) -> None:
+def test_a_plain_file_is_read_hashed_and_embedded(tmp_path: Path, weights: Path) -> None:
     graph = load_onnx(external(tmp_path, location="w.bin", offset="4", length="24"))
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert graph.source["external"] == {"w.bin": digest}
@@ -102,7 +102,9 @@ def test_a_linked_folder_is_refused(tmp_path: Path) -> None:
         load_onnx(external(inside, location="linked/w.bin"))
 
 
-@pytest.mark.parametrize("location", ["{}/w.bin", "../w.bin", "./w.bin", "a//w.bin", "", "..\\w.bin"])
+@pytest.mark.parametrize(
+    "location", ["{}/w.bin", "../w.bin", "./w.bin", "a//w.bin", "", "..\\w.bin"]
+)
 def test_a_path_that_leaves_the_folder_is_refused(
     tmp_path: Path, weights: Path, location: str
 ) -> None:

@@ -15,7 +15,7 @@ from certify.ops.record import Interval
 
 BOXES = 2000
 DTYPES = (torch.float32, torch.float64)
-SUSPECTS, OTHERS = 60, 25
+SUSPECTS, OTHERS = 40, 15
 
 
 def _column(t: torch.Tensor, index: torch.Tensor) -> list[float]:
@@ -37,7 +37,9 @@ def _at_most(k: float, z: float, c: float, value: Any, sign: int) -> bool:
     return bool(gap >= -scale * mp.mpf(10) ** -600)  # equal to 600 digits: touching
 
 
-def _suspects(k: torch.Tensor, z: torch.Tensor, c: torch.Tensor, f: torch.Tensor, sign: int) -> torch.Tensor:
+def _suspects(
+    k: torch.Tensor, z: torch.Tensor, c: torch.Tensor, f: torch.Tensor, sign: int
+) -> torch.Tensor:
     """Places where the line comes closest to the function, judged in float64, and some others."""
     gap = sign * (f - (k * z + c)) / ((k * z).abs() + c.abs() + f.abs() + 1e-300)
     order = torch.where(gap.isnan(), torch.inf, gap).argsort()  # NaN: an infinite side
@@ -53,9 +55,17 @@ def _check_lines(case: Case, x: Interval, lines: Any, z: torch.Tensor, dtype: to
         assert c.dtype == dtype and not bool(c.isnan().any())
         kk, cc = (t[:, 0].expand(x.lower.shape).expand(z.shape).double().flatten() for t in (k, c))
         some = _suspects(kk, flat_z, cc, f, sign)
-        for a, b, d in zip(_column(kk, some), _column(flat_z, some), _column(cc, some), strict=True):
+        for a, b, d in zip(
+            _column(kk, some), _column(flat_z, some), _column(cc, some), strict=True
+        ):
             if case.exact(b, dtype) is not None:
-                assert _at_most(a, b, d, lambda v: case.exact(v, dtype), sign), (case.label, sign, a, b, d)
+                assert _at_most(a, b, d, lambda v: case.exact(v, dtype), sign), (
+                    case.label,
+                    sign,
+                    a,
+                    b,
+                    d,
+                )
 
 
 def test_every_elementwise_operator_has_a_reference() -> None:
@@ -71,7 +81,10 @@ def test_lines_hold(case: Case, dtype: torch.dtype) -> None:
     if case.op.relaxed.slopes is not None:
         share = torch.rand(x.lower.shape, generator=torch.Generator().manual_seed(5), dtype=dtype)
         given = tuple(s.low + (s.high - s.low) * share for s in case.slopes(x))
-        given = tuple(torch.minimum(torch.maximum(k, s.low), s.high) for k, s in zip(given, case.slopes(x), strict=True))
+        given = tuple(
+            torch.minimum(torch.maximum(k, s.low), s.high)
+            for k, s in zip(given, case.slopes(x), strict=True)
+        )
         _check_lines(case, x, case.relax(given, x), z, dtype)
 
 
@@ -80,7 +93,9 @@ def test_lines_hold(case: Case, dtype: torch.dtype) -> None:
 def test_intervals_hold(case: Case, dtype: torch.dtype) -> None:
     x = boxes(case, dtype, BOXES, seed=7)
     z, found = points(x, 9), case.interval(x)
-    assert found.lower.dtype == dtype and not bool((found.lower.isnan() | found.upper.isnan()).any())
+    assert found.lower.dtype == dtype and not bool(
+        (found.lower.isnan() | found.upper.isnan()).any()
+    )
     zero = torch.zeros_like(z).double().flatten()
     f = case.forward(z.double()).flatten()
     for sign, c in ((1, found.lower), (-1, found.upper)):
@@ -88,4 +103,9 @@ def test_intervals_hold(case: Case, dtype: torch.dtype) -> None:
         some = _suspects(zero, z.double().flatten(), cc, f, sign)
         for b, d in zip(_column(z.double().flatten(), some), _column(cc, some), strict=True):
             if case.exact(b, dtype) is not None:
-                assert _at_most(0.0, b, d, lambda v: case.exact(v, dtype), sign), (case.label, sign, b, d)
+                assert _at_most(0.0, b, d, lambda v: case.exact(v, dtype), sign), (
+                    case.label,
+                    sign,
+                    b,
+                    d,
+                )

@@ -167,6 +167,38 @@ def test_every_unsupported_operator_is_named_at_once_with_its_line() -> None:
     assert "fft" in notes
 
 
+class _Swish(nn.Module):
+    def __init__(self, slope: float | nn.Parameter) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.slope * x)
+
+
+def test_a_written_activation_becomes_one_operator_unless_it_is_learnt() -> None:
+    fixed = from_torch(_Swish(1.5), torch.randn(1, 3))
+    assert "silu" in {node.op for node in fixed.nodes}
+    _agree(fixed)
+    learnt = _Swish(nn.Parameter(torch.tensor(1.5)))
+    graph = from_torch(learnt, torch.randn(1, 3))
+    assert "sigmoid" in {node.op for node in graph.nodes}
+    evaluate(graph, *_points(graph)).sum().backward()
+    assert learnt.slope.grad != 0
+
+
+class _PartlyOdd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.glu(x)
+        return torch.special.bessel_j0(y)
+
+
+def test_calls_that_torch_can_take_apart_are_not_blamed() -> None:
+    with pytest.raises(Unsupported, match="^1 operator .*bessel_j0") as caught:
+        from_torch(_PartlyOdd(), torch.randn(1, 4))
+    assert "glu" not in str(caught.value)
+
+
 class _Choosing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:

@@ -22,14 +22,16 @@ def absolute_sum(path: Path, operator: str = "Relu") -> Path:
         helper.make_node(operator, ["h"], ["a"], name="middle"),
         helper.make_node("Gemm", ["a", "w2", "b2"], ["y"], name="last"),
     ]
-    constants = {"w1": first, "b1": np.zeros(4, np.float32), "w2": second, "b2": np.zeros(1, np.float32)}
+    constants = {"w1": first, "b1": np.zeros(4, np.float32),
+                 "w2": second, "b2": np.zeros(1, np.float32)}
     graph = helper.make_graph(
         nodes, "absolute_sum",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     return path
 
 

@@ -148,10 +148,20 @@ class ManyOutputs(nn.Module):
         return {"y": y, "rest": (torch.relu(more["z"]) * factor, None)}
 
 
-class InPlace(nn.Module):
-    """Writes into slices of its own intermediate results."""
+class Decomposed(nn.Module):
+    """Calls that have no record of their own."""
 
     def forward(self, x: Tensor) -> Tensor:
+        y = F.glu(torch.addcmul(x, x, x, value=0.5))
+        norm = torch.linalg.vector_norm(x + 9)
+        return torch.kron(y, torch.ones(1, 2)) + torch.addcdiv(x, x, norm)
+
+
+class InPlace(nn.Module):
+    """Writes into its input, and into slices of its own intermediate results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2)
         y = x * 2
         y[:, 0] = 1.0
         view = y.view(2, 2)
@@ -160,6 +170,15 @@ class InPlace(nn.Module):
         z[:, 1:3] += y[:, :2]
         z[0, torch.tensor([3, 0])] = x[0, :2]
         return y * 0.5 + z
+
+
+class Written(nn.Module):
+    """Calls written as a few others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, largest = x.norm(p=1), x.norm(p=torch.inf, dim=-1, keepdim=True)
+        y = F.softshrink(x, 0.3) + F.rrelu(x) * largest
+        return torch.log1p(one + y * y) + torch.expm1(x)
 
 
 def _mlp(activation: nn.Module, *, size: int = 4) -> nn.Module:
@@ -214,6 +233,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         nn.Sequential(nn.Conv1d(2, 3, 3, padding="same"), nn.ReLU()), randn(1, 2, 5)),
     "shared": lambda: (Shared(), randn(1, 4)),
     "weight-norm": lambda: (weight_norm(nn.Linear(4, 3)), randn(1, 4)),
+    "lstm": lambda: (nn.LSTM(2, 3, batch_first=True), randn(1, 3, 2)),
+    "written": lambda: (Written(), randn(1, 4)),
+    "decomposed": lambda: (Decomposed(), randn(1, 4)),
     "many-outputs": lambda: (ManyOutputs(), (randn(1, 3), {"z": randn(1, 2)}, 3.0)),
     "in-place": lambda: (InPlace(), randn(1, 4)),
 }  # fmt: skip

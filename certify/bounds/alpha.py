@@ -77,6 +77,7 @@ def optimise(
         rows: as in `row_bounds`.
         done: looks at the best bounds so far; True stops.
     """
+    state = state.searching()
     count = max(r.index.shape[1] if isinstance(r, UnitRows) else r.shape[1] for r in rows.values())
     count *= 2 if mirrored else 1
     variables = _variables(state, rows, count)

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from certify.bounds.budget import Limits
+from certify.bounds.fused import box_rows, dot_rows, relax_rows
 from certify.bounds.patches import PatchRows, pull_patches, relax_patches
 from certify.bounds.program import Program, Step
-from certify.bounds.rounding import UNIT64, Semantics, magnitude, relaxed_error, round_down
+from certify.bounds.rounding import (
+    Semantics,
+    gamma,
+    magnitude,
+    relaxed_error,
+    round_down,
+    summing_slack,
+    unit_of,
+)
 from certify.bounds.rows import UnitRows, dense, pull_unit_rows
 from certify.bounds.threads import threads_for
 from certify.core.region import Region
@@ -65,7 +74,6 @@ class Sweep:
             if not step.affine and self.mirrored:
                 self._mirror()
             rows = self.coefficients.pop(step.index)
-            self._charge(step, rows)
             if step.affine:
                 self._affine(step, rows)
             else:
@@ -76,9 +84,15 @@ class Sweep:
         if self.mirrored:
             self._mirror()
         found = [self.coefficients.get(i) for i in inputs]
+        if len(found) == 1 and found[0] is not None:
+            quick = box_rows(found[0], region)
+            if quick is not None:
+                return self._close(quick)
         parts = tuple(None if rows is None else dense(rows) for rows in found)
         if all(part is None for part in parts):
             return self._close(torch.zeros_like(self.bias))
+        if self.semantics.rigorous:  # exact in float64 whatever the pass ran in; rounded down after
+            parts = tuple(None if part is None else part.double() for part in parts)
         whole: Any = parts if len(parts) > 1 else parts[0]
         return self._close(region.minimum(whole, rigorous=self.semantics.rigorous))
 
@@ -95,25 +109,42 @@ class Sweep:
             found = _dot(flat.clamp(min=0), lower) + _dot(flat.clamp(max=0), upper)
             if self.semantics.rigorous:
                 size = _dot(flat.abs(), torch.maximum(lower.abs(), upper.abs()))
-                found = found - size * (2 * (flat.shape[-1] + 4) * UNIT64)
+                found = found - size * (2 * gamma(flat.shape[-1] + 4, self._unit))
             total = total + found
         return self._close(total)
 
     def _close(self, total: Tensor) -> Tensor:
+        total = total.to(self.bias.dtype)
         result = total + self.bias
         if self.error is not None:
-            result = round_down(result - self.error * (1 + 2.0**-30) - total.abs() * (2 * UNIT64))
+            result = round_down(
+                result - self.error * summing_slack(self.program) - total.abs() * (2 * self._unit)
+            )
         return torch.nan_to_num(result, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
-    def _charge(self, step: Step, rows: Rows) -> None:
-        """Subtract what rounding in this step can cost."""
-        error = self.errors.get(step.index)
-        if self.error is not None and error is not None:
-            self.error = self.error + _size_dot(rows, error)
+    def _charge(self, rows: Rows, offset: Tensor | None, error: Tensor | None) -> None:
+        """Add ``A . offset``, and subtract ``|A| . error`` and what the first sum may have lost."""
+        if self.error is None:
+            error = None
+        if offset is None and error is None:
+            return
+        rigorous = self.error is not None and offset is not None
+        quick = dot_rows(rows, offset, _plus(error, offset, 4 * self._unit) if rigorous else error)
+        if quick is not None:
+            signed, size = (t.to(self.bias.dtype) for t in quick)
+        else:
+            signed = None if offset is None else _row_dot(rows, offset)
+            terms = 1 if offset is None else offset[0].numel() + 2
+            error = _plus(error, offset, gamma(terms, self._unit)) if rigorous else error
+            size = None if error is None else _size_dot(rows, error)
+        if offset is not None:
+            self._add_bias(signed)
+        if self.error is not None and size is not None:
+            self.error = self.error + size
 
     def _affine(self, step: Step, rows: Rows) -> None:
-        if step.offset is not None:
-            self._add_bias(_row_dot(rows, step.offset.unsqueeze(0)))
+        offset = None if step.offset is None else step.offset.unsqueeze(0)
+        self._charge(rows, offset, self.errors.get(step.index))
         parts = None
         if not isinstance(rows, Tensor):
             parts = pull_patches(step, rows)
@@ -124,16 +155,25 @@ class Sweep:
         self._spread(step, parts)
 
     def _relaxed(self, step: Step, rows: Rows, relaxation: Relaxation) -> None:
-        if self.error is not None:
-            cost = relaxed_error(step, relaxation, self.bounds)
+        rows = dense(rows) if isinstance(rows, UnitRows) else rows
+        stray = self.errors.get(step.index)
+        rigorous = self.error is not None
+        if isinstance(relaxation, Lines):
+            cost = _total(relaxed_error(step, relaxation, self.bounds, True), stray) if rigorous else None
+            quick = relax_rows(rows, relaxation, cost)
+            if quick is not None:
+                if rigorous:
+                    self.error = self.error + quick[2].to(self.bias.dtype)
+                self._add_bias(quick[1].to(self.bias.dtype))
+                self._spread(step, (quick[0],))
+                return
+        if rigorous:
+            cost = _total(relaxed_error(step, relaxation, self.bounds, False), stray)
             self.error = self.error + _size_dot(rows, cost.expand(-1, *step.site.shape))
+        found = None
         if isinstance(rows, PatchRows) and isinstance(relaxation, Lines):
             found = relax_patches(rows, relaxation)
-            if found is not None:
-                self._add_bias(found[1])
-                self._spread(step, (found[0],))
-                return
-        parts, bias = relaxation.backward(dense(rows))
+        parts, bias = ((found[0],), found[1]) if found else relaxation.backward(dense(rows))
         self._add_bias(bias)
         self._spread(step, parts)
 
@@ -155,12 +195,16 @@ class Sweep:
         self.coefficients[source] = total
         box = self.bounds[source]
         if self.error is not None and box is not None:
-            self.error = self.error + _size_dot(total, magnitude(box)) * (2 * UNIT64)
+            self.error = self.error + _size_dot(total, magnitude(box)) * (2 * self._unit)
 
     def _add_bias(self, term: Tensor) -> None:
         self.bias = self.bias + term
         if self.error is not None:
-            self.error = self.error + self.bias.abs() * (2 * UNIT64)
+            self.error = self.error + self.bias.abs() * (2 * self._unit)
+
+    @property
+    def _unit(self) -> float:
+        return unit_of(self.program.dtype)
 
     def _mirror(self) -> None:
         self.mirrored = False
@@ -173,6 +217,18 @@ class Sweep:
         self.bias = torch.cat((self.bias, -self.bias), 1)
         if self.error is not None:
             self.error = torch.cat((self.error, self.error), 1)
+
+
+def _plus(error: Tensor | None, offset: Tensor | None, factor: float) -> Tensor | None:
+    """``error + factor |offset|``, None for zero."""
+    if offset is None:
+        return error
+    extra = offset.abs() * factor
+    return extra if error is None else error + extra
+
+
+def _total(cost: Tensor, stray: Tensor | None) -> Tensor:
+    return cost if stray is None else cost + stray
 
 
 def _row_dot(rows: Rows, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ slopes optimised for each element that remains so. The intersection is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from certify.bounds.backward import Sweep, start
 from certify.bounds.budget import Limits, row_chunks
-from certify.bounds.interval import interval_step
+from certify.bounds.interval import interval_step, intersect
 from certify.bounds.program import Program, Step, to_tensor
 from certify.bounds.rounding import Semantics
 from certify.bounds.rows import UnitRows
@@ -55,11 +55,13 @@ class Plan:
         refine: by backward passes for ambiguous elements, not by intervals alone.
         alpha: settings for optimising the slopes of those passes, or None.
         recipe: run exactly these passes instead.
+        known: sound bounds from elsewhere, per step, to intersect with.
     """
 
     refine: bool = True
     alpha: Alpha | None = None
     recipe: Recipe | None = None
+    known: Sequence[Interval | None] | None = None
 
 
 @dataclass
@@ -96,6 +98,10 @@ class State:
         """A backward pass from ``rows`` that knows this state's bounds."""
         return start(self.program, self.bounds, self.errors, self.semantics, self.limits, rows)
 
+    def searching(self) -> State:
+        """The same knowledge without rounding errors: for optimisers, not for proofs."""
+        return replace(self, semantics=Semantics.SEARCH, errors={})
+
 
 def tighten(
     program: Program, region: Region, plan: Plan, semantics: Semantics, limits: Limits
@@ -114,6 +120,8 @@ def tighten(
             continue
         with threads_for(4 * program.operations * region.batch):
             found, error = interval_step(step, state.bounds, semantics)
+        if plan.known is not None and plan.known[index] is not None:
+            found = intersect(found, _cast(plan.known[index], program))
         state.bounds[index] = _defined(found) if index in wanted else found
         if error is not None:
             state.errors[index] = error
@@ -184,12 +192,23 @@ def _input_boxes(program: Program, region: Region) -> list[Interval]:
     many = isinstance(region, Product)
     found = []
     for low, high in zip(lower if many else (lower,), upper if many else (upper,), strict=True):
-        found.append(Interval(_to(program, low), _to(program, high)))
+        found.append(Interval(_to(program, low, -torch.inf), _to(program, high, torch.inf)))
     return found
 
 
-def _to(program: Program, array: Any) -> Tensor:
-    return to_tensor(array).to(device=program.device, dtype=program.dtype)
+def _to(program: Program, array: Any, outward: float) -> Tensor:
+    """An end of the input box in the program's precision, rounded outward."""
+    exact = to_tensor(array).to(device=program.device)
+    near = exact.to(program.dtype)
+    if exact.dtype != torch.float64 or program.dtype == torch.float64 or exact.requires_grad:
+        return near
+    inside = near.double() > exact if outward < 0 else near.double() < exact
+    return torch.where(inside, torch.nextafter(near, torch.full_like(near, outward)), near)
+
+
+def _cast(known: Interval | None, program: Program) -> Interval:
+    assert known is not None  # noqa: S101 (narrowing only)
+    return Interval(known.lower.to(program.dtype), known.upper.to(program.dtype))
 
 
 def _defined(found: Interval) -> Interval:
@@ -224,7 +243,7 @@ def _ambiguous(state: State, index: int) -> Tensor:
             continue
         rule = step.rule
         assert isinstance(rule, RelaxedRule)  # noqa: S101 (narrowing only)
-        found = rule.ambiguous(*box) if rule.ambiguous else box.upper > box.lower
+        found = rule.ambiguous(step.site, box) if rule.ambiguous else box.upper > box.lower
         mask = found if mask is None else mask | found
     assert mask is not None  # noqa: S101 (narrowing only)
     return mask.flatten(1)

@@ -15,6 +15,7 @@ from certify.bounds.crown import (
     Plan,
     Recipe,
     Slopes,
+    State,
     UnitPass,
     interval_row_bounds,
     row_bounds,
@@ -27,6 +28,7 @@ from certify.bounds.selftest import check_arithmetic
 from certify.core.graph import Graph
 from certify.core.region import Region
 from certify.core.spec import Rows
+from certify.ops.record import Interval
 
 _SMALL = 4096  # elements of all tensors: below, searching in float32 first saves nothing
 _NEAR = 1e-4  # share of the margins' size within which a float32 bound may be on the wrong side
@@ -98,24 +100,77 @@ class Means:
 def decide(graph: Graph, question: Question, method: str, means: Means) -> Decision:
     """Try to refute all rows of a question by one method.
 
+    Intermediate bounds are found in float32 with its rounding accounted for, so that they need not
+    be found again; slopes are chosen in plain floats; the deciding pass runs in float64. What that
+    leaves just short of a proof is tried once more with everything in float64.
+
     Raises:
         OutOfTime: the deadline passed.
         BrokenArithmetic: this machine's arithmetic cannot carry a proof.
     """
     chosen = METHODS[method]
     with torch.no_grad():
-        if sum(math.prod(n.shape) for n in graph.nodes) <= _SMALL:
+        program = prepare(graph, torch.float32, means.device)
+        if sum(math.prod(n.shape) for n in graph.nodes) <= _SMALL or not program.exact:
             return _prove(graph, question, Evidence(method), means)
-        margins, evidence = _search(graph, question, chosen, means)
-        scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
-        promising = refuted(question.rows, margins + _NEAR * scale)
+        check_arithmetic(means.device)
+        state = analyse(program, question.region, chosen, means.semantics, means.limits, means.alpha)
+        margins, slopes = _search(state, question, chosen, means)
+        evidence = Evidence(method, dict(state.recipe), slopes)
         proved = np.zeros(len(margins), dtype=bool)
-        if promising.any():
-            chosen_ones = question.subset(promising)
-            found = _prove(graph, chosen_ones, _select(evidence, promising), means)
-            margins[promising], proved[promising] = found.margins, found.proved
-            evidence = found.evidence if promising.all() else evidence
+        for attempt in (_finish, _from_scratch):
+            hopeful = ~proved & _promising(question.rows, margins)
+            if hopeful.any():
+                found = attempt(graph, question.subset(hopeful), _select(evidence, hopeful),
+                                _subset_bounds(state, hopeful), means)
+                margins[hopeful] = np.where(found.proved[:, None], found.margins, margins[hopeful])
+                proved[hopeful] = found.proved
         return Decision(margins, proved, evidence)
+
+
+def _promising(rows: Rows, margins: np.ndarray) -> np.ndarray:
+    """Examples ``(B,)`` that plain float32 margins prove, or nearly."""
+    scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
+    return refuted(rows, margins + _NEAR * scale)
+
+
+def _subset_bounds(state: State, mask: np.ndarray) -> list[Interval | None]:
+    index = torch.from_numpy(np.flatnonzero(mask)).to(state.program.device)
+
+    def cut(box: Interval | None) -> Interval | None:
+        if box is None or len(box.lower) == 1:
+            return box
+        return Interval(box.lower[index], box.upper[index])
+
+    return [cut(box) for box in state.bounds]
+
+
+def _finish(
+    graph: Graph, question: Question, evidence: Evidence, known: list[Interval | None], means: Means
+) -> Decision:
+    """The deciding pass in float64, on sound intermediate bounds."""
+    program = prepare(graph, torch.float64, means.device)
+    plan = Plan(refine=False, known=known)
+    state = tighten(program, question.region, plan, means.semantics, means.limits)
+    return _evaluate(state, question, evidence)
+
+
+def _from_scratch(
+    graph: Graph, question: Question, evidence: Evidence, known: list[Interval | None], means: Means
+) -> Decision:
+    """Everything in float64."""
+    return _prove(graph, question, evidence, means)
+
+
+def _evaluate(state: State, question: Question, evidence: Evidence) -> Decision:
+    """Margins of the rows over a state's bounds, with the evidence's slopes."""
+    rows = _row_map(state.program, question)
+    values = interval_row_bounds(state, rows)
+    if METHODS[evidence.method].passes != ("interval",):
+        values = torch.fmax(values, row_bounds(state, rows, _double_slopes(evidence.slopes)))
+    # The sign of a difference of two floats is exact: no rounding to account for here.
+    margins = values.cpu().numpy().astype(np.float64) - question.bound
+    return Decision(margins, refuted(question.rows, margins), evidence)
 
 
 def prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -> Decision:
@@ -138,43 +193,32 @@ def clause_margins(rows: Rows, margins: np.ndarray) -> np.ndarray:
 
 
 def _search(
-    graph: Graph, question: Question, method: Method, means: Means
-) -> tuple[np.ndarray, Evidence]:
-    program = prepare(graph, torch.float32, means.device)
-    state = analyse(program, question.region, method, Semantics.SEARCH, means.limits, means.alpha)
+    state: State, question: Question, method: Method, means: Means
+) -> tuple[np.ndarray, Slopes | None]:
+    """Margins in plain floats, and the slopes that reach them."""
     bound = torch.as_tensor(question.bound, device=means.device)
 
     def done(best: Tensor) -> bool:
-        return bool(refuted(question.rows, (best.double() - bound).cpu().numpy() * (1 - _NEAR)).all())
+        margins = (best.double() - bound).cpu().numpy()
+        scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
+        return bool(refuted(question.rows, margins - 2 * _NEAR * scale).all())
 
-    values, slopes = lower_rows(state, _row_map(program, question), method, means.alpha, done)
-    margins = (values.double() - bound).cpu().numpy()
-    return margins, Evidence(method.name, dict(state.recipe), slopes)
+    searching = state.searching()
+    values, slopes = lower_rows(searching, _row_map(state.program, question), method, means.alpha, done)
+    return (values.double() - bound).cpu().numpy(), slopes
 
 
 def _prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -> Decision:
     check_arithmetic(means.device)
     program = prepare(graph, torch.float64, means.device)
     method = METHODS[evidence.method]
-    rows = _row_map(program, question)
-    if evidence.recipe is None:
-        state = analyse(program, question.region, method, means.semantics, means.limits, means.alpha)
-        bound = torch.as_tensor(question.bound, device=means.device)
-        values, slopes = lower_rows(
-            state, rows, method, means.alpha,
-            lambda best: bool(refuted(question.rows, (best - bound).cpu().numpy()).all()),
-        )
-        evidence = Evidence(evidence.method, dict(state.recipe), slopes)
-    else:
-        recipe = _double(evidence.recipe)
-        state = tighten(program, question.region, Plan(recipe=recipe), means.semantics, means.limits)
-        values = interval_row_bounds(state, rows)
-        if method.passes != ("interval",):
-            slopes = _double_slopes(evidence.slopes)
-            values = torch.fmax(values, row_bounds(state, rows, slopes))
-    # The sign of a difference of two floats is exact: no rounding to account for here.
-    margins = values.cpu().numpy() - question.bound
-    return Decision(margins, refuted(question.rows, margins), evidence)
+    if evidence.recipe is not None:
+        plan = Plan(recipe=_double(evidence.recipe))
+        state = tighten(program, question.region, plan, means.semantics, means.limits)
+        return _evaluate(state, question, evidence)
+    state = analyse(program, question.region, method, means.semantics, means.limits, means.alpha)
+    _, slopes = _search(state, question, method, means)
+    return _evaluate(state, question, Evidence(evidence.method, dict(state.recipe), slopes))
 
 
 def _row_map(program: Program, question: Question) -> dict[int, Tensor]:

@@ -97,6 +97,7 @@ class Program:
         steps: in topological order; None at a model input.
         inputs: indices of the model inputs, in order.
         output: index of the output's step.
+        exact: whether every constant is stored exactly in this precision.
     """
 
     graph: Graph
@@ -105,6 +106,7 @@ class Program:
     steps: tuple[Step | None, ...]
     inputs: tuple[int, ...]
     output: int
+    exact: bool
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -199,7 +201,17 @@ def _build(graph: Graph, dtype: torch.dtype, device: torch.device) -> Program:
         sources = tuple(place.get(name) for name in node.inputs)
         steps.append(Step(i, node, op, rule, site, sources, constants, sizes, like))
     inputs = tuple(i for i, node in enumerate(graph.nodes) if node.op == INPUT)
-    return Program(graph, dtype, device, tuple(steps), inputs, place[graph.output])
+    exact = all(_same(graph.constants[name], tensor) for name, tensor in tensors.items())
+    return Program(graph, dtype, device, tuple(steps), inputs, place[graph.output], exact)
+
+
+def _same(array: Any, tensor: Tensor) -> bool:
+    original = to_tensor(array)
+    if original.dtype == tensor.dtype or not original.is_floating_point():
+        return True
+    return original.dtype.itemsize <= tensor.dtype.itemsize or bool(
+        (original.detach().to(tensor.device) == tensor.detach().to(original.dtype)).all()
+    )
 
 
 def _shape(graph: Graph, name: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ of subnormal numbers.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -23,8 +24,9 @@ from certify.bounds.program import Program, Step
 from certify.ops.record import Interval, Relaxation
 
 UNIT64, UNIT32 = 2.0**-53, 2.0**-24
-_UNDERFLOW64 = 2.0**-500  # far above the smallest normal number: flushing cannot matter
-_UNDERFLOW32 = 2.0**-126
+_SMALLEST32 = 2.0**-126
+# Far above the smallest normal number, so that underflow and flushing cannot matter.
+_SLACK = {torch.float64: 2.0**-500, torch.float32: 2.0**-100}
 LARGEST32 = float(torch.finfo(torch.float32).max)
 
 
@@ -38,6 +40,11 @@ class Semantics(Enum):
     @property
     def rigorous(self) -> bool:
         return self is not Semantics.SEARCH
+
+
+def unit_of(dtype: torch.dtype) -> float:
+    """Unit roundoff of a precision."""
+    return UNIT64 if dtype == torch.float64 else UNIT32
 
 
 def gamma(count: int, unit: float) -> float:
@@ -55,8 +62,8 @@ def affine_error(step: Step, bounds: Any, semantics: Semantics) -> tuple[Tensor 
     """Error per unit of |A| of an affine step, and how far a deployed network may stray.
 
     Returns:
-        ``(w, r)``, each ``(B, *shape)`` or None for zero: ``w`` bounds our own float64 rounding
-        (forward and transposed), ``r`` the rounding of a float32 implementation of the step.
+        ``(w, r)``, each ``(B, *shape)`` or None for zero: ``w`` bounds our own rounding (forward
+        and transposed; the sum ``A . b`` over all elements is charged where it is formed), ``r`` the rounding of a float32 implementation of the step.
     """
     rule: Any = step.rule
     forward, back = rule.summands(step.site)
@@ -68,25 +75,28 @@ def affine_error(step: Step, bounds: Any, semantics: Semantics) -> tuple[Tensor 
     total = rule.absolute(step.site, *sizes)
     if offset is not None:
         total = total + offset
-    own = 3 * gamma(terms, UNIT64) * total + terms * _UNDERFLOW64
-    if offset is not None:
-        own = own + gamma(offset.numel() + 2, UNIT64) * offset
+    unit = unit_of(step.like.dtype)
+    own = 3 * gamma(terms, unit) * total + terms * _SLACK[step.like.dtype]
     if semantics is not Semantics.FLOAT32 or (forward == 0 and offset is None):
         return own, None
     roundings = forward + 2 + rule.roundings
-    deployed = gamma(roundings, UNIT32) * (1 + 2.0**-20) * total + (forward + 1) * _UNDERFLOW32
+    deployed = gamma(roundings, UNIT32) * (1 + 2.0**-20) * total + (forward + 1) * _SMALLEST32
     return own, torch.where(total > LARGEST32, torch.inf, deployed)
 
 
-def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any) -> Tensor:
-    """Error per unit of |A| of a linear relaxation's backward rule, ``(B, *shape)``."""
+def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any, exact_sums: bool) -> Tensor:
+    """Error per unit of |A| of a linear relaxation's backward rule, ``(B, *shape)``.
+
+    ``exact_sums``: the intercepts are summed in float64, whatever the precision of the pass.
+    """
     sizes = tuple(magnitude(b) if isinstance(b, Interval) else None for b in step.operands(bounds))
-    count = 16
-    for extent in (*step.site.shape, *(n for s in step.site.shapes for n in s)):
-        count += extent  # a generous count of the terms any backward rule adds up
+    terms = 16 + sum(step.site.shape) + sum(n for shape in step.site.shapes for n in shape)
+    unit = unit_of(step.like.dtype)
     total = relaxation.weight(sizes)
-    elements = max(1, total[0].numel()) if isinstance(total, Tensor) and total.dim() else 1
-    return gamma(count + elements, UNIT64) * total + count * _UNDERFLOW64
+    constant = relaxation.weight((None,) * len(sizes))  # summed over all elements
+    elements = 8 if exact_sums else math.prod(step.site.shape) + terms
+    error = gamma(terms, unit) * total + gamma(elements, unit) * constant
+    return error + terms * _SLACK[step.like.dtype]
 
 
 def deployed_error(step: Step, result: Interval, semantics: Semantics) -> Tensor | None:
@@ -100,7 +110,7 @@ def deployed_error(step: Step, result: Interval, semantics: Semantics) -> Tensor
     size = magnitude(result)
     if step.op.float32_roundings is None:
         return torch.full_like(size, torch.inf)
-    error = gamma(step.op.float32_roundings + 1, UNIT32) * size + _UNDERFLOW32
+    error = gamma(step.op.float32_roundings + 1, UNIT32) * size + _SMALLEST32
     return torch.where(size > LARGEST32, torch.inf, error)
 
 
@@ -111,5 +121,10 @@ def unguaranteed(program: Program) -> list[str]:
 
 
 def round_down(value: Tensor) -> Tensor:
-    """A float64 number below ``value`` by a few units in the last place."""
-    return value - (value.abs() * (4 * UNIT64) + _UNDERFLOW64)
+    """A number below ``value`` by a few units in the last place."""
+    return value - (value.abs() * (4 * unit_of(value.dtype)) + _SLACK[value.dtype])
+
+
+def summing_slack(program: Program) -> float:
+    """Factor that makes up for rounding in a computed sum of error terms."""
+    return 1 + 4 * gamma(program.largest + 64, unit_of(program.dtype))

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from certify.bounds.rounding import UNIT64, gamma
+from certify.bounds.rounding import gamma, unit_of
 from certify.core.errors import CertifyError
 
 
@@ -27,8 +27,8 @@ def check_arithmetic(device: torch.device | str = "cpu") -> None:
         BrokenArithmetic: names the broken promise and the remedy.
     """
     device = torch.device(device)
-    switches = (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
-                torch.backends.cudnn.allow_tf32 if device.type == "cuda" else False)
+    cudnn = torch.backends.cudnn.allow_tf32 if device.type == "cuda" else False
+    switches = (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, cudnn)
     _flushing(device)
     problem = _test(str(device), switches)
     if problem:
@@ -46,10 +46,13 @@ def _flushing(device: torch.device) -> None:
 
 @lru_cache(maxsize=8)
 def _test(device: str, switches: tuple[object, ...]) -> str:
-    if not _product_holds(device):
-        return "matrix products are less accurate than float64 allows; use device='cpu'"
-    if not _convolution_holds(device):
-        return "convolutions are less accurate than float64 allows (Winograd or FFT); use device='cpu'"
+    for dtype, name in ((torch.float64, "float64"), (torch.float32, "float32")):
+        if not _product_holds(device, dtype):
+            return (f"matrix products are less accurate than {name} allows (TF32 or bfloat16 is on); "
+                    "undo torch.set_float32_matmul_precision")
+        if not _convolution_holds(device, dtype):
+            return (f"convolutions are less accurate than {name} allows (Winograd, FFT or TF32); "
+                    "enable oneDNN, or torch.backends.cudnn.deterministic")
     return ""
 
 
@@ -61,26 +64,26 @@ def _integers(generator: torch.Generator, *shape: int) -> Tensor:
     return (signs * odd * 2**exponents).double()
 
 
-def _within(found: float, left: list[int], right: list[int]) -> bool:
+def _within(found: float, left: list[int], right: list[int], unit: float) -> bool:
     exact = sum(a * b for a, b in zip(left, right, strict=True))
     size = sum(abs(a * b) for a, b in zip(left, right, strict=True))
-    return abs(int(found) - exact) <= size * gamma(len(left) + 2, UNIT64) + 1
+    return abs(int(found) - exact) <= size * gamma(len(left) + 2, unit) + 1
 
 
-def _product_holds(device: str) -> bool:
+def _product_holds(device: str, dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(1)
     a, b = _integers(generator, 24, 96), _integers(generator, 96, 24)
-    found = (a.to(device) @ b.to(device)).cpu()
+    found = (a.to(device, dtype) @ b.to(device, dtype)).cpu()
     rows, columns = a.long().tolist(), b.T.long().tolist()
-    return all(_within(float(found[i, i]), rows[i], columns[i]) for i in range(24))
+    return all(_within(float(found[i, i]), rows[i], columns[i], unit_of(dtype)) for i in range(24))
 
 
-def _convolution_holds(device: str) -> bool:
+def _convolution_holds(device: str, dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(2)
     x, w = _integers(generator, 16, 8, 10, 10), _integers(generator, 8, 8, 3, 3)
-    found = torch.nn.functional.conv2d(x.to(device), w.to(device)).cpu()
+    found = torch.nn.functional.conv2d(x.to(device, dtype), w.to(device, dtype)).cpu()
     for k in range(8):
         patch = x[k, :, k : k + 3, k % 5 : k % 5 + 3].flatten().long().tolist()
-        if not _within(float(found[k, k, k, k % 5]), patch, w[k].flatten().long().tolist()):
+        if not _within(float(found[k, k, k, k % 5]), patch, w[k].flatten().long().tolist(), unit_of(dtype)):
             return False
     return True

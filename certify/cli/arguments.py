@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from fractions import Fraction
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from certify.cli.streams import result
 from certify.core.errors import UsageError
@@ -16,6 +17,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"^-[0-9.]")  # so that "--clip -1,1" is a value
 
     def error(self, message: str) -> NoReturn:
         """Report a wrong argument.
@@ -25,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """
         raise UsageError(f"{message}; see {self.prog} --help")
 
-    def print_help(self, file: IO[str] | None = None) -> None:
+    def print_help(self, file: Any = None) -> None:
         """Help is a result: it goes to stdout."""
         result(self.format_help().rstrip("\n"))
 
@@ -60,7 +62,7 @@ def fraction(text: str) -> float:
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write for example 8/255 or 0.03")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 8/255 or 0.03")
     return value
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from certify.core.region import Region
 
 _METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha")
-_ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and differences
-of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than differences of bounds."""
+_ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and
+differences of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than
+differences of bounds."""
 
 
 def add(commands: Any) -> None:
@@ -74,8 +75,9 @@ def run(options: argparse.Namespace) -> int:
 def _region(options: argparse.Namespace, center: np.ndarray) -> Region:
     from certify.core.region import L1, L2, Linf
 
-    kind = {"inf": Linf, "2": L2, "1": L1}[options.norm]
-    return kind(center, options.eps, clip=options.clip)
+    kinds: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
+    region: Region = kinds[options.norm](center, options.eps, clip=options.clip)
+    return region
 
 
 def _rows(text: str | None, shape: tuple[int, ...]) -> tuple[Any, list[str]]:

@@ -30,8 +30,10 @@ def parser() -> Parser:
 
     top = Parser(prog="certify", description="Certified robustness of neural networks.",
                  epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--version", action=Answer, const=certify.__version__, help="print the version")
-    top.add_argument("--name", action=Answer, const="certify", help="print the name of this solver")
+    top.add_argument("--version", action=Answer, const=certify.__version__,
+                     help="print the version")
+    top.add_argument("--name", action=Answer, const="certify",
+                     help="print the name of this solver")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (verify, bound, check, supports):
         command.add(commands)
@@ -49,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(given)
         options.started = started
-        _logging(options)
         return int(options.run(options))
     except CertifyError as problem:
         return _fail(str(problem), problem.exit_code, given)
@@ -60,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; give --memory, or a smaller network", EXIT_BAD_INPUT, given)
     except Exception as problem:  # noqa: BLE001 (the last line of defence)
-        text = f"internal: {type(problem).__name__}: {problem}"
-        return _fail(one_line(text, 200) + "; please report it with the output of -v", EXIT_INTERNAL, given)
+        text = one_line(f"internal: {type(problem).__name__}: {problem}", 200)
+        return _fail(f"{text}; please report it with the output of -v", EXIT_INTERNAL, given)
 
 
 def entry() -> NoReturn:
@@ -88,14 +89,6 @@ def _calm_threads() -> None:
     """Idle OpenMP threads sleep instead of spinning: less CPU time for the same wall time."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
-
-def _logging(options: object) -> None:
-    if getattr(options, "verbose", False):
-        import logging
-
-        logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-        logging.getLogger("certify").setLevel(logging.INFO)
 
 
 def _fail(message: str, code: int, given: Sequence[str]) -> int:

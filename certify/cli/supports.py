@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certify.cli.streams import result
 from certify.cli.table import columns
+
+if TYPE_CHECKING:
+    from certify.ops.record import Composite, Op
 
 OLDEST_OPSET = 9
 
@@ -74,9 +77,9 @@ def _operators() -> list[str]:
     from certify.ops import load
 
     registry = load()
-    records = [*registry.ops.values(), *registry.composites.values()]
+    records: list[Op | Composite] = [*registry.ops.values(), *registry.composites.values()]
     rows = [("operator", "ONNX", "meaning")]
-    rows += [(r.name, " ".join(r.onnx) or "-", r.summary) for r in sorted(records, key=lambda r: r.name)]
+    rows += sorted((r.name, " ".join(r.onnx) or "-", r.summary) for r in records)
     return columns(rows).splitlines()
 
 

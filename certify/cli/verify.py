@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from certify.cli.arguments import add_computation, seconds, seed
-from certify.cli.inputs import about, device_named, read_model
+from certify.cli.inputs import about, read_model
 from certify.cli.streams import check_target, result, say, write_file
 from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED, EXIT_VIOLATED, CannotWrite
 
@@ -60,15 +59,16 @@ def _decide(options: argparse.Namespace) -> Certificate:
     with about(options.spec):
         query = read_vnnlib(options.spec)
     network = read_model(options.model)
-    device = device_named(options.device)
     from certify.verify import verify_query
 
     settings: dict[str, Any] = {} if options.memory is None else {"memory": options.memory}
-    left = options.timeout - (time.monotonic() - options.started)
+    if options.verbose:
+        settings["progress"] = say
     with about(options.model, options.spec):
         return verify_query(
-            network, query, max(left, 0.0), method=options.method, semantics=options.semantics,
-            attack=not options.no_attack, seed=options.seed, device=device, **settings)
+            network, query, options.timeout, started=options.started, method=options.method,
+            semantics=options.semantics, attack=not options.no_attack, seed=options.seed,
+            device=options.device, **settings)
 
 
 def _answer(certificate: Certificate) -> str:
@@ -98,7 +98,7 @@ def _results_file(path: str | None, answer: str) -> None:
 
 
 def _deliver(steps: list[Callable[[], None]]) -> None:
-    """Take every step, also after one failed, so that a closed pipe does not cost the certificate."""
+    """Take every step, also after one failed: a closed pipe must not cost the certificate."""
     first: CannotWrite | None = None
     for step in steps:
         try:

@@ -29,7 +29,9 @@ def write_whole(path: Path, data: bytes) -> None:
     except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):
             spare.unlink(missing_ok=True)
-        raise CannotWrite(f"{one_line(path, 120)}: cannot be written: {one_line(error, 100)}") from None
+        raise CannotWrite(
+            f"{one_line(path, 120)}: cannot be written: {one_line(error, 100)}"
+        ) from None
 
 
 __all__ = ["write_whole"]

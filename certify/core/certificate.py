@@ -35,7 +35,7 @@ class Verdict(Enum):
 
     @property
     def word(self) -> str:
-        """As the verification competition writes it: ``unsat``, ``sat``, ``unknown``, ``timeout``."""
+        """As VNN-COMP writes it: ``unsat``, ``sat``, ``unknown``, ``timeout``."""
         return {"holds": "unsat", "violated": "sat"}.get(self.value, self.value)
 
 
@@ -58,7 +58,9 @@ class Guarantee:
         if not 0 < self.confidence <= 1:
             raise BadInput(f"confidence must be above 0 and at most 1, got {self.confidence}")
         if self.arithmetic not in _ARITHMETIC:
-            raise BadInput(f"arithmetic must be real or float32, got {one_line(self.arithmetic, 40)!r}")
+            raise BadInput(
+                f"arithmetic must be real or float32, got {one_line(self.arithmetic, 40)!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,9 @@ class Certificate:
         if found is not None:
             _check_counterexample(found, self.claim)
         if len(self.evidence) not in (0, len(self.claim.cases)):
-            raise BadInput(f"{len(self.evidence)} pieces of evidence for {len(self.claim.cases)} cases")
+            raise BadInput(
+                f"{len(self.evidence)} pieces of evidence for {len(self.claim.cases)} cases"
+            )
 
     def sentence(self) -> str:
         """The result in one human sentence."""
@@ -162,8 +166,10 @@ class Certificate:
         if self.verdict is Verdict.VIOLATED:
             return f"VIOLATED: there is an x with {where} for which {bad} ({details})"
         why = f": {self.reason}" if self.reason else ""
-        return (f"{self.verdict.name}: undecided whether for every x with {where} "
-                f"{good}{self._others()} ({details}){why}")
+        return (
+            f"{self.verdict.name}: undecided whether for every x with {where} "
+            f"{good}{self._others()} ({details}){why}"
+        )
 
     __str__ = sentence
 
@@ -184,10 +190,17 @@ class Certificate:
     def _repr_html_(self) -> str:
         """A small table for notebooks."""
         colour = {"holds": "#2a7d2a", "violated": "#b03030"}.get(self.verdict.value, "#806000")
-        facts = [("model", self.claim.model), ("verdict", self.verdict.name),
-                 ("statement", self.sentence()), *(("assumed", a) for a in self.guarantee.assumptions)]
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(k)}</th>"
-                       f"<td style='text-align:left'>{html.escape(v)}</td></tr>" for k, v in facts)
+        facts = [
+            ("model", self.claim.model),
+            ("verdict", self.verdict.name),
+            ("statement", self.sentence()),
+            *(("assumed", a) for a in self.guarantee.assumptions),
+        ]
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(k)}</th>"
+            f"<td style='text-align:left'>{html.escape(v)}</td></tr>"
+            for k, v in facts
+        )
         return f"<table style='border-left:4px solid {colour}'>{rows}</table>"
 
     def text(self) -> str:
@@ -211,12 +224,22 @@ def read_certificate(text: str) -> Certificate:
         BadInput: anything else.
     """
     data = parse(text)
-    expect(isinstance(data, dict) and data.get("schema") == SCHEMA, "schema", repr(SCHEMA),
-           data.get("schema") if isinstance(data, dict) else data)
-    expect(set(data) == {"schema", "certificate", "sha256"}, "certificate",
-           "an object with schema, certificate and sha256 only", data)
+    expect(
+        isinstance(data, dict) and data.get("schema") == SCHEMA,
+        "schema",
+        repr(SCHEMA),
+        data.get("schema") if isinstance(data, dict) else data,
+    )
+    expect(
+        set(data) == {"schema", "certificate", "sha256"},
+        "certificate",
+        "an object with schema, certificate and sha256 only",
+        data,
+    )
     if _text_again(data) != text or data["sha256"] != _digest(data["certificate"]):
-        raise BadInput("the certificate was damaged or edited: its text does not match its own digest")
+        raise BadInput(
+            "the certificate was damaged or edited: its text does not match its own digest"
+        )
     found: Certificate = CODEC.decode(Certificate, data["certificate"], "certificate")
     return found
 
@@ -232,7 +255,9 @@ def load_certificate(path: str | Path) -> Certificate:
     try:
         file = Path(path)
         if not file.is_file():
-            raise BadInput(f"{shown}: no such file" if not file.exists() else f"{shown}: not a regular file")
+            raise BadInput(
+                f"{shown}: no such file" if not file.exists() else f"{shown}: not a regular file"
+            )
         if file.stat().st_size > LARGEST_FILE:
             raise LimitExceeded(f"{shown}: larger than {LARGEST_FILE} bytes")
         raw = file.read_bytes()
@@ -268,7 +293,11 @@ def _check_numbers(certificate: Certificate) -> None:
             raise BadInput(f"{name} must be finite, got {value}")
     if certificate.radius is not None and certificate.radius < 0:
         raise BadInput(f"radius must not be negative, got {certificate.radius}")
-    if certificate.verdict is Verdict.HOLDS and certificate.margin is not None and certificate.margin < 0:
+    if (
+        certificate.verdict is Verdict.HOLDS
+        and certificate.margin is not None
+        and certificate.margin < 0
+    ):
         raise BadInput(f"'holds' with a negative margin of {certificate.margin}")
 
 
@@ -281,10 +310,22 @@ def _check_counterexample(found: Counterexample, claim: Claim) -> None:
     parts = getattr(case.region, "parts", (case.region,))
     shapes = tuple(p.shape for p in parts)
     if tuple(a.shape for a in found.inputs) != shapes:
-        raise BadInput(f"the counterexample's inputs do not have the shapes {list(shapes)} of the region")
+        raise BadInput(
+            f"the counterexample's inputs do not have the shapes {list(shapes)} of the region"
+        )
     if found.output.shape != (case.spec.num_outputs,):
         raise BadInput(f"the counterexample's output must have {case.spec.num_outputs} elements")
 
 
-__all__ = ["Case", "Certificate", "Claim", "Counterexample", "Evidence", "Guarantee", "Provenance",
-           "Verdict", "load_certificate", "read_certificate"]
+__all__ = [
+    "Case",
+    "Certificate",
+    "Claim",
+    "Counterexample",
+    "Evidence",
+    "Guarantee",
+    "Provenance",
+    "Verdict",
+    "load_certificate",
+    "read_certificate",
+]

@@ -102,8 +102,14 @@ def _clause(y: Any, x: Any, bound: Any, strict: Any, exact: Any) -> Clause:
     if x is not None:
         fits = fits and x.ndim == 3 and x.shape[:2] == (1, count) and x.dtype == np.float64
     if exact is not None:
-        fits = fits and len(exact) == count and all(
-            isinstance(e, Decimal) and e <= Decimal(float(b)) for e, b in zip(exact, bound, strict=True))
+        fits = (
+            fits
+            and len(exact) == count
+            and all(
+                isinstance(e, Decimal) and e <= Decimal(float(b))
+                for e, b in zip(exact, bound, strict=True)
+            )
+        )
     if not fits:
         raise BadInput("the arrays of a clause do not fit each other")
     return Clause(y, x, bound, strict, exact)
@@ -118,8 +124,17 @@ def _spec(clauses: Any, num_outputs: Any) -> Spec:
 
 
 _REGION_KINDS: Mapping[str, Kind] = {name: _region(cls) for name, cls in REGIONS.items()}
-CODEC = Codec(MappingProxyType({**_REGION_KINDS, "Clause": Kind(Clause, _clause), "Spec": Kind(Spec, _spec)}))
+CODEC = Codec(
+    MappingProxyType({**_REGION_KINDS, "Clause": Kind(Clause, _clause), "Spec": Kind(Spec, _spec)})
+)
 """Everything a certificate may hold. Regions come from their registry."""
 
-__all__ = ["CODEC", "Case", "Claim", "region_from_dict", "region_to_dict", "spec_from_dict",
-           "spec_to_dict"]
+__all__ = [
+    "CODEC",
+    "Case",
+    "Claim",
+    "region_from_dict",
+    "region_to_dict",
+    "spec_from_dict",
+    "spec_to_dict",
+]

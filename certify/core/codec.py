@@ -37,14 +37,16 @@ def canonical(data: Any) -> str:
     Raises:
         ValueError: a float that is not finite.
     """
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def parse(text: str) -> Any:
     """Plain data from JSON.
 
     Raises:
-        BadInput: not JSON, a key given twice, NaN or infinity, nested too deeply, a number too long.
+        BadInput: not JSON, a key given twice, NaN or infinity, nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -115,8 +117,9 @@ class Codec:
 
     def _encode_fields(self, value: Any) -> dict[str, Any]:
         name = type(value).__name__
-        plain = {f.name: self.encode(getattr(value, f.name)) for f in dataclasses.fields(value)
-                 if f.init}
+        plain = {
+            f.name: self.encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
         return {"kind": name, **plain} if name in self.kinds else plain
 
     def decode(self, hint: Any, data: Any, where: str) -> Any:
@@ -132,7 +135,9 @@ class Codec:
             return self._decode_tuple(args, data, where)
         if origin is not None and issubclass(origin, Mapping):
             expect(isinstance(data, dict), where, "an object", data)
-            return {k: self.decode(args[1], v, f"{where}.{one_line(k, 40)}") for k, v in data.items()}
+            return {
+                k: self.decode(args[1], v, f"{where}.{one_line(k, 40)}") for k, v in data.items()
+            }
         if hint is np.ndarray:
             return decode_array(data, where)
         if isinstance(hint, type) and issubclass(hint, Enum):
@@ -143,7 +148,9 @@ class Codec:
         if dataclasses.is_dataclass(hint) and not named:
             return self._decode_fields(hint, data, where)
         found = self.decode_any(data, where)
-        expect(not isinstance(hint, type) or isinstance(found, hint), where, f"a {_label(hint)}", data)
+        expect(
+            not isinstance(hint, type) or isinstance(found, hint), where, f"a {_label(hint)}", data
+        )
         return found
 
     def decode_any(self, data: Any, where: str) -> Any:
@@ -161,18 +168,23 @@ class Codec:
             return parse_numeral(data["decimal"]).exact
         name = data.get("kind")
         if not isinstance(name, str) or name not in self.kinds:
-            raise BadInput(f"{where}: unknown kind {one_line(repr(name), 40)}; known are "
-                           f"{', '.join(sorted(self.kinds))}")
+            raise BadInput(
+                f"{where}: unknown kind {one_line(repr(name), 40)}; known are "
+                f"{', '.join(sorted(self.kinds))}"
+            )
         kind = self.kinds[name]
         rest = {k: v for k, v in data.items() if k != "kind"}
-        values = {k: self.decode_any(v, f"{where}.{k}")
-                  for k, v in _fields(kind.cls, rest, where).items()}
+        values = {
+            k: self.decode_any(v, f"{where}.{k}") for k, v in _fields(kind.cls, rest, where).items()
+        }
         return _built(kind.build, values, where)
 
     def _decode_fields(self, cls: Any, data: Any, where: str) -> Any:
         hints = typing.get_type_hints(cls)
-        values = {k: self.decode(hints[k], v, f"{where}.{k}")
-                  for k, v in _fields(cls, data, where).items()}
+        values = {
+            k: self.decode(hints[k], v, f"{where}.{k}")
+            for k, v in _fields(cls, data, where).items()
+        }
         return _built(cls, values, where)
 
     def _decode_union(self, args: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -191,8 +203,10 @@ class Codec:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(self.decode(args[0], v, f"{where}[{i}]") for i, v in enumerate(data))
         expect(len(data) == len(args), where, f"{len(args)} entries", data)
-        return tuple(self.decode(a, v, f"{where}[{i}]")
-                     for i, (a, v) in enumerate(zip(args, data, strict=True)))
+        return tuple(
+            self.decode(a, v, f"{where}[{i}]")
+            for i, (a, v) in enumerate(zip(args, data, strict=True))
+        )
 
 
 def _fields(cls: Any, data: Any, where: str) -> dict[str, Any]:
@@ -201,7 +215,9 @@ def _fields(cls: Any, data: Any, where: str) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     unknown, missing = sorted(set(data) - set(names)), sorted(set(names) - set(data))
     if unknown or missing:
-        said = f"unknown field {one_line(unknown[0], 40)!r}" if unknown else f"no field {missing[0]!r}"
+        said = (
+            f"unknown field {one_line(unknown[0], 40)!r}" if unknown else f"no field {missing[0]!r}"
+        )
         raise BadInput(f"{where}: {said}")
     return dict(data)
 
@@ -227,8 +243,11 @@ def encode_array(value: Any) -> dict[str, Any]:
     if array.dtype.name not in _DTYPES:
         array = array.astype(np.float64)
     raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
-    return {"dtype": array.dtype.name, "shape": list(array.shape),
-            "base64": base64.b64encode(raw).decode("ascii")}
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(raw).decode("ascii"),
+    }
 
 
 def decode_array(data: Any, where: str) -> np.ndarray:
@@ -239,8 +258,17 @@ def decode_array(data: Any, where: str) -> np.ndarray:
     """
     expect(isinstance(data, dict) and set(data) == _ARRAY_KEYS, where, "an array", data)
     name, shape, text = data["dtype"], data["shape"], data["base64"]
-    expect(isinstance(name, str) and name in _DTYPES, f"{where}.dtype", f"one of {', '.join(_DTYPES)}", name)
-    good = isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+    expect(
+        isinstance(name, str) and name in _DTYPES,
+        f"{where}.dtype",
+        f"one of {', '.join(_DTYPES)}",
+        name,
+    )
+    good = (
+        isinstance(shape, list)
+        and len(shape) <= 32
+        and all(type(n) is int and n >= 0 for n in shape)
+    )
     expect(good, f"{where}.shape", "a list of sizes", shape)
     expect(isinstance(text, str), f"{where}.base64", "text", text)
     dtype = np.dtype(name).newbyteorder("<")
@@ -252,8 +280,10 @@ def decode_array(data: Any, where: str) -> np.ndarray:
     except (binascii.Error, ValueError):
         raise BadInput(f"{where}.base64: not base64") from None
     if len(raw) != count * dtype.itemsize:
-        raise BadInput(f"{where}: shape {shape} of {name} needs {count * dtype.itemsize} bytes, "
-                       f"found {len(raw)}")
+        raise BadInput(
+            f"{where}: shape {shape} of {name} needs {count * dtype.itemsize} bytes, "
+            f"found {len(raw)}"
+        )
     if name == "bool" and any(b > 1 for b in raw):
         raise BadInput(f"{where}: a bool that is neither 0 nor 1")
     array = np.frombuffer(raw, dtype).astype(np.dtype(name)).reshape(shape)
@@ -264,7 +294,7 @@ def decode_array(data: Any, where: str) -> np.ndarray:
 
 
 def expect(good: bool, where: str, wanted: str, data: Any) -> None:
-    """Raise `BadInput` naming the place, what is wanted there and what was found, unless ``good``."""
+    """Raise `BadInput` with the place, what is wanted and what was found, unless ``good``."""
     if not good:
         raise BadInput(f"{where}: must be {wanted}; got {_shown(data)}")
 
@@ -280,7 +310,9 @@ def _label(hint: Any) -> str:
 
 
 def _decode_scalar(hint: type, data: Any, where: str) -> Any:
-    expect(type(data) is hint, where, {"str": "text"}.get(hint.__name__, f"a {hint.__name__}"), data)
+    expect(
+        type(data) is hint, where, {"str": "text"}.get(hint.__name__, f"a {hint.__name__}"), data
+    )
     expect(hint is not float or math.isfinite(data), where, "finite", data)
     return data
 

@@ -78,7 +78,7 @@ def level(a: Tensor, reach: Reach, p: float) -> tuple[Tensor, Tensor, Tensor]:
         done = []
         for i in range(examples):  # pieces that stay in the cache are several times faster
             own, around = a[i : i + 1] if a.shape[0] > 1 else a, reach.example(i)
-            parts = [_level(part, around, p) for part in own.split(rows, 1)]
+            parts = [_level(own[:, r : r + rows], around, p) for r in range(0, a.shape[1], rows)]
             done.append([torch.cat(column, 1) for column in zip(*parts, strict=True)])
         multiplier, move, free = (torch.cat(column) for column in zip(*done, strict=True))
         return multiplier, move, free

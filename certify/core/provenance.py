@@ -1,4 +1,4 @@
-"""Where a result came from: enough to make it again, and to find out what changed when it differs."""
+"""Where a result came from: enough to make it again, or to see why a second run differs."""
 
 from __future__ import annotations
 

@@ -34,7 +34,10 @@ def spec_words(spec: Spec) -> tuple[str, str]:
     if label is not None:
         return f"the label stays {label}", f"the label is not {label}"
     clauses = _count(len(spec.clauses), "clause")
-    return f"the output avoids the unsafe set of {clauses}", f"the output is in the unsafe set of {clauses}"
+    return (
+        f"the output avoids the unsafe set of {clauses}",
+        f"the output is in the unsafe set of {clauses}",
+    )
 
 
 def _label(spec: Spec) -> int | None:
@@ -45,7 +48,9 @@ def _label(spec: Spec) -> int | None:
         return None
     labels = np.unique(rows.y.argmax(-1))
     rivals = np.unique(rows.y.argmin(-1))
-    plain = (np.sort(rows.y, -1)[..., [0, -1]] == [-1, 1]).all() and (abs(rows.y).sum(-1) == 2).all()
+    plain = (np.sort(rows.y, -1)[..., [0, -1]] == [-1, 1]).all() and (
+        abs(rows.y).sum(-1) == 2
+    ).all()
     return int(labels[0]) if plain and len(labels) == 1 and len(rivals) == len(rows.bound) else None
 
 

@@ -36,7 +36,13 @@ def model_hash(graph: Graph) -> str:
 def _constants_hash(graph: Graph) -> str:
     digest = hashlib.sha256()
     for node in graph.nodes:
-        said = [node.name, node.op, list(node.inputs), sorted(map(str, node.attrs.items())), list(node.shape)]
+        said = [
+            node.name,
+            node.op,
+            list(node.inputs),
+            sorted(map(str, node.attrs.items())),
+            list(node.shape),
+        ]
         digest.update(canonical(said).encode())
     for name in sorted(graph.constants):
         digest.update(canonical([name, encode_array(graph.constants[name])]).encode())

@@ -29,7 +29,8 @@ def load(path: str | Path) -> Graph:
         return load_onnx(path)
     if name.endswith(_CHECKPOINTS):
         raise Unsupported(
-            f"{shown(path)}: holds weights, not a network; build the module in Python, fill it with "
-            "certify.importers.checkpoints.load_weights and pass it to certify.from_torch, or export ONNX"
+            f"{shown(path)}: holds weights, not a network; build the module in Python, fill it "
+            "with certify.importers.checkpoints.load_weights and pass it to certify.from_torch, "
+            "or export ONNX"
         )
     raise Unsupported(f"{shown(path)}: not a known kind of model file; give .onnx or .onnx.gz")

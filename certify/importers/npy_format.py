@@ -32,7 +32,7 @@ def parse_npy(data: bytes) -> np.ndarray:
         raise BadInput("npy header: fortran_order is not a truth value")
     count = math.prod(shape)
     if count > LARGEST_TENSOR:
-        raise LimitExceeded(one_line(f"npy shape {shape} is beyond {LARGEST_TENSOR} elements", 120))
+        raise LimitExceeded(f"npy shape {one_line(shape, 60)} is beyond {LARGEST_TENSOR} elements")
     needed, held = count * kind.itemsize, len(data) - start
     if held != needed:
         raise BadInput(f"npy data is {held} bytes where the header needs {needed}")
@@ -73,4 +73,6 @@ def _shape(shape: object) -> tuple[int, ...]:
         raise BadInput("npy shape is not a short tuple")
     if any(type(n) is not int or n < 0 for n in shape):
         raise BadInput("npy shape must hold numbers >= 0")
+    if any(n > LARGEST_TENSOR for n in shape):
+        raise LimitExceeded(f"npy shape {one_line(shape, 60)} is beyond {LARGEST_TENSOR} elements")
     return shape

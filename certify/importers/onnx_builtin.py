@@ -89,8 +89,7 @@ def _dropout(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tup
         raise Unsupported(
             f"{place.where}: Dropout in training mode is random; export the model in inference mode"
         )
-    mask = constant(place.outputs[-1], np.ones(1, np.bool_))  # only its name could be of use
-    return (known, mask)[: len(place.outputs)]
+    return (known,)  # without the mask, which is of no use at inference
 
 
 def _cast(place: Place, operands: _Operands, attrs: Mapping[str, Any]) -> tuple[Known, ...] | None:

@@ -23,7 +23,7 @@ from certify.importers.files import shown
 from certify.importers.onnx_external import ExternalData
 from certify.importers.onnx_fold import Known, constant
 from certify.importers.onnx_proto import Model, read_model
-from certify.importers.onnx_tensors import FLOATS, quoted, to_array, type_name
+from certify.importers.onnx_tensors import FLOATS, MOST_AXES, quoted, to_array, type_name
 from certify.importers.onnx_walk import Lost, Scope, Tensors, Walk
 from certify.ops.builder import LARGEST_TENSOR, Builder, Value
 
@@ -100,6 +100,8 @@ def _input_shape(value: Any) -> Shape:
         raise Unsupported(f"{where} has type {kind}; only floating-point inputs have a region")
     if not tensor.HasField("shape"):
         raise Unsupported(f"{where} has no shape; export the model with static shapes")
+    if len(tensor.shape.dim) > MOST_AXES:
+        raise BadInput(f"{where} has {len(tensor.shape.dim)} axes; the limit is {MOST_AXES}")
     shape = tuple(_axis(dim, axis, where) for axis, dim in enumerate(tensor.shape.dim))
     if math.prod(shape) > LARGEST_TENSOR:
         raise LimitExceeded(f"{where} has shape {list(shape)}, beyond {LARGEST_TENSOR} elements")

@@ -24,6 +24,7 @@ _STORED: dict[int, tuple[str, str]] = {
 }
 _BFLOAT16 = 16
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+MOST_AXES = 16
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
@@ -55,8 +56,10 @@ def to_array(tensor: Any, what: str, external: ExternalData | None = None) -> np
     dims = tuple(int(n) for n in tensor.dims)
     if any(n < 0 for n in dims):
         raise BadInput(f"{what}: negative dimension in {_short(dims)}")
+    if len(dims) > MOST_AXES:
+        raise BadInput(f"{what}: {len(dims)} axes; the limit is {MOST_AXES}")
     count = math.prod(dims)
-    if count > LARGEST_TENSOR:
+    if max((count, *dims)) > LARGEST_TENSOR:
         raise LimitExceeded(f"{what}: {_short(dims)} is beyond {LARGEST_TENSOR} elements")
     flat = _payload(tensor, what, np.dtype(kind), field, count, external)
     if tensor.data_type == _BFLOAT16:

@@ -124,7 +124,7 @@ class Walk:
         schema = schema_of(node, scope.opsets.get(domain, 0), domain)
         known = key in REGISTRY.onnx or key in BUILTINS or function_key(node) in self._functions
         if not (known or expands(schema) or (static and key in FOLDED)):
-            self._miss(node, key, [k for k in found if isinstance(k, Known)])
+            self._miss(node, [k for k in found if isinstance(k, Known)], scope)
         return Lost(static)
 
     def _node(
@@ -151,7 +151,7 @@ class Walk:
         body = schema_body(node, opset, operands) if not domain else None
         if body is not None:
             return self._call(body, node, operands, scope)
-        self._miss(node, place.op, operands)
+        self._miss(node, operands, scope)
         return Lost(static=all(k is None or k.native is not None for k in operands))
 
     def _settled(
@@ -224,11 +224,12 @@ class Walk:
             results.append(result)
         return results
 
-    def _miss(self, node: Any, key: str, operands: Sequence[Known | None]) -> None:
+    def _miss(self, node: Any, operands: Sequence[Known | None], scope: Scope) -> None:
         shapes = ", ".join(str(list(k.value.shape)) for k in operands[:3] if k is not None)
         name = node.name or next((n for n in node.output if n), "?")
         at = f" on {shapes}" if shapes else ""
-        self.missing.setdefault(one_line(key, 40), []).append(f"node {quoted(name, 40)}{at}")
+        place = f"inside {scope.where}" if scope.where else f"node {quoted(name, 40)}"
+        self.missing.setdefault(one_line(operator_key(node), 40), []).append(place + at)
 
 
 def _without(node: Any, omitted: set[str]) -> Any:

@@ -89,7 +89,7 @@ def _tensor(name: str, entry: dict[str, Any], part: memoryview) -> np.ndarray:
     if not _sizes(entry["shape"]) or len(entry["shape"]) > 16:
         raise BadInput(f"{what}: its shape is not a short list of sizes")
     count = math.prod(entry["shape"])
-    if count > LARGEST_TENSOR:
+    if max((count, *entry["shape"])) > LARGEST_TENSOR:
         raise LimitExceeded(f"{what}: beyond {LARGEST_TENSOR} elements")
     kind = np.dtype(_KINDS[code])
     if len(part) != count * kind.itemsize:

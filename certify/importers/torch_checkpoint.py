@@ -16,6 +16,7 @@ import numpy as np
 from certify.core.errors import BadInput, LimitExceeded, Unsupported, one_line
 from certify.importers.files import LARGEST_FILE
 from certify.importers.torch_pickle import STORAGES, Sketch, Storage, read_stream
+from certify.ops.builder import LARGEST_TENSOR
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -152,7 +153,7 @@ def _array(sketch: Sketch, data: bytes) -> np.ndarray:
         name = one_line(sketch.storage.key, 40)
         raise BadInput(f"the storage '{name}' does not have the size it claims")
     count = math.prod(sketch.shape)
-    if count > sketch.storage.elements:
+    if count > sketch.storage.elements or any(n > LARGEST_TENSOR for n in sketch.shape):
         raise BadInput("a tensor has more elements than its storage")
     steps = zip(sketch.shape, sketch.strides, strict=True)
     last = sketch.offset + sum((n - 1) * s for n, s in steps)

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,6 +50,23 @@ def export(module: nn.Module, args: tuple[Any, ...]) -> ExportedProgram:
             " leave that out in evaluation mode"
         )
     return program
+
+
+def decompose(program: ExportedProgram, kinds: set[str]) -> ExportedProgram | None:
+    """``program`` with the ATen calls named in ``kinds`` replaced by torch's own decompositions.
+
+    None where torch has none for any of them.
+    """
+    found = {node.target for node in program.graph.nodes if str(node.target) in kinds}
+    table = torch.export.default_decompositions()
+    chosen = {target: table[target] for target in found if target in table}
+    if not chosen:
+        return None
+    try:
+        with torch.no_grad(), _quiet():
+            return cast(ExportedProgram, program.run_decompositions(chosen))
+    except Exception:  # some decompositions fail on some inputs; the call stays unsupported then
+        return None
 
 
 def _writes(program: ExportedProgram) -> bool:

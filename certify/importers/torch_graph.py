@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import compress
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
 from certify import ops
 from certify.core.errors import BadInput, Unsupported
 from certify.core.graph import Graph
-from certify.importers.torch_calls import refuse
-from certify.importers.torch_export import export
+from certify.importers.torch_calls import Problem, refuse
+from certify.importers.torch_export import decompose, export
 from certify.importers.torch_module import fingerprint, tensors_in
 from certify.importers.torch_state import StandIns
 from certify.importers.torch_walk import Walk
 from certify.ops.builder import Builder, Call, Value
+from certify.ops.gelu_pattern import match_gelu
 from certify.ops.record import REGISTRY
+
+_ROUNDS = 6  # decompositions of decompositions; torch nests them three deep
 
 
 def from_torch(module: nn.Module, example: Any) -> Graph:
@@ -66,16 +70,9 @@ def from_torch(module: nn.Module, example: Any) -> Graph:
     dtype = _checked_dtype(args)
     ops.load()
     program = export(module, args)
-    builder = Builder()
     stand_ins = StandIns(module)
     with torch.enable_grad():  # how derived constants are told from live ones
-        walk = Walk(builder, dtype, [])
-        operands = list(_operands(program, builder, stand_ins))
-        outputs = walk.run(program.graph_module, operands)
-        if walk.problems:
-            raise refuse(walk.problems)
-        output = _joined(builder, outputs)
-        graph = builder.finish(output)
+        graph = match_gelu(_imported(program, dtype, stand_ins))
     constants, live, frozen = stand_ins.settled(graph.constants)
     source = {
         "format": "torch",
@@ -88,6 +85,35 @@ def from_torch(module: nn.Module, example: Any) -> Graph:
         "frozen_sha256": fingerprint(module) if frozen else "",
     }
     return replace(graph, constants=MappingProxyType(constants), source=MappingProxyType(source))
+
+
+def _imported(program: ExportedProgram, dtype: torch.dtype, stand_ins: StandIns) -> Graph:
+    """The graph, with operators that have no record replaced by torch's own decompositions.
+
+    Raises:
+        Unsupported: some operators of the model as it was written cannot be bounded.
+    """
+    first: list[Problem] = []
+    for _ in range(_ROUNDS):
+        builder = Builder()
+        walk = Walk(builder, dtype, [])
+        results = walk.run(program.graph_module, list(_operands(program, builder, stand_ins)))
+        if not walk.problems:
+            specs = program.graph_signature.output_specs
+            wanted = [spec.kind is OutputKind.USER_OUTPUT for spec in specs]
+            return builder.finish(_joined(builder, list(compress(results, wanted))))
+        first = first or walk.problems
+        simpler = decompose(program, {p.kind for p in walk.problems if not p.reason})
+        if simpler is None:
+            break
+        program = simpler
+    raise refuse(_blamed(first, walk.problems))
+
+
+def _blamed(first: list[Problem], last: list[Problem]) -> list[Problem]:
+    """The model's own calls that still fail: those of the same kind, or of the same line."""
+    kinds, lines = {p.kind for p in last}, {p.line for p in last}
+    return [p for p in first if p.kind in kinds or p.line in lines] or first
 
 
 def _checked_dtype(args: tuple[Any, ...]) -> torch.dtype:

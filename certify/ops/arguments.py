@@ -35,10 +35,11 @@ def axis_of(call: Call, axis: Any, rank: int) -> int:
         BadInput: it is outside a tensor of that rank.
     """
     number = int(axis)
-    low = -max(rank, 1)
-    if not low <= number < max(rank, 1):
-        raise BadInput(f"{call.where or call.name}: axis {number} is outside a tensor of rank {rank}")
-    return number - rank if number >= 0 and rank else number
+    if not -rank <= number < rank:
+        raise BadInput(
+            f"{call.where or call.name}: axis {number} is outside a tensor of rank {rank}"
+        )
+    return number - rank if number >= 0 else number
 
 
 def axes_of(call: Call, axes: Any, rank: int) -> tuple[int, ...]:
@@ -47,6 +48,18 @@ def axes_of(call: Call, axes: Any, rank: int) -> tuple[int, ...]:
     if not given:
         return tuple(range(-rank, 0))
     return tuple(sorted({axis_of(call, axis, rank) for axis in given}))
+
+
+def number_of(call: Call, index: int, default: float | None = None) -> float:
+    """Constant argument ``index`` as one number.
+
+    Raises:
+        BadInput: it is not constant, or holds none or several numbers.
+    """
+    array = np.asarray(call.static(index, default))
+    if array.size != 1 or array.dtype == object:
+        raise BadInput(f"{call.where or call.name}: operand {index} must be one number")
+    return float(array.reshape(-1)[0])
 
 
 def operand(b: Builder, found: Any, beside: Value | None = None) -> Value:
@@ -77,8 +90,6 @@ def listed(call: Call, found: Iterable[Any]) -> tuple[Value, ...]:
     if not values or not all(isinstance(v, Value) for v in values):
         raise BadInput(f"{call.where or call.name}: expected a non-empty list of tensors")
     return values
-
-
 
 
 def broadcast_shape(*shapes: Shape) -> Shape:
@@ -114,6 +125,7 @@ __all__ = [
     "broadcast_shape",
     "integers",
     "listed",
+    "number_of",
     "operand",
     "repeats",
     "scaled",

@@ -23,8 +23,10 @@ def _shape(attrs: Any, x: Shape, y: Shape) -> Shape:
 
 def _signed(site: Site, sign: int, x: Any, y: Any) -> Tensor:
     """``x + sign * y`` over the variable operands alone."""
+    found: Tensor
     if all(site.varies):
-        return x + y if sign > 0 else x - y
+        found = x + y if sign > 0 else x - y
+        return found
     found = x if site.varies[0] else (y if sign > 0 else -y)
     lead = found.shape[: found.dim() - len(site.shapes[0 if site.varies[0] else 1])]
     return found.expand((*lead, *site.shape))
@@ -120,33 +122,40 @@ _EXAMPLES = (
     Example(((), np.float64(0.5))),
 )
 
-REGISTRY.add(Op(
-    "add",
-    lambda site, x, y: x + y,
-    _shape,
-    _EXAMPLES,
-    affine=_rule(+1),
-    onnx={"Add": _binary(+1)},
-    aten={"aten.add.Tensor": _add, "aten.add.Scalar": _add},
-    float32_roundings=0,
-    summary="x + y, either of which may be constant",
-))
+REGISTRY.add(
+    Op(
+        "add",
+        lambda site, x, y: x + y,
+        _shape,
+        _EXAMPLES,
+        affine=_rule(+1),
+        onnx={"Add": _binary(+1)},
+        aten={"aten.add.Tensor": _add, "aten.add.Scalar": _add},
+        float32_roundings=0,
+        summary="x + y, either of which may be constant",
+    )
+)
 
-REGISTRY.add(Op(
-    "sub",
-    lambda site, x, y: x - y,
-    _shape,
-    _EXAMPLES,
-    affine=_rule(-1),
-    onnx={"Sub": _binary(-1)},
-    aten={
-        **{name: _sub for name in ("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor")},
-        "aten.rsub.Tensor": _rsub,
-        "aten.rsub.Scalar": _rsub,
-    },
-    float32_roundings=0,
-    summary="x - y, either of which may be constant",
-))
+REGISTRY.add(
+    Op(
+        "sub",
+        lambda site, x, y: x - y,
+        _shape,
+        _EXAMPLES,
+        affine=_rule(-1),
+        onnx={"Sub": _binary(-1)},
+        aten={
+            **{
+                name: _sub
+                for name in ("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor")
+            },
+            "aten.rsub.Tensor": _rsub,
+            "aten.rsub.Scalar": _rsub,
+        },
+        float32_roundings=0,
+        summary="x - y, either of which may be constant",
+    )
+)
 
 affine(
     "neg",
@@ -162,12 +171,14 @@ affine(
     summary="-x",
 )
 
-REGISTRY.add(Composite(
-    "sums",
-    onnx={"Sum": _total, "Mean": _average},
-    aten={
-        "aten.addmm.default": _multiply_add,
-        "aten.baddbmm.default": _multiply_add,
-    },
-    summary="sum or mean of several tensors; bias plus matrix product",
-))
+REGISTRY.add(
+    Composite(
+        "sums",
+        onnx={"Sum": _total, "Mean": _average},
+        aten={
+            "aten.addmm.default": _multiply_add,
+            "aten.baddbmm.default": _multiply_add,
+        },
+        summary="sum or mean of several tensors; bias plus matrix product",
+    )
+)

@@ -1,4 +1,4 @@
-"""Writes into a part of a tensor, as ``torch.export`` leaves them once nothing is done in place."""
+"""ATen calls that are a few of our operators: writes into a part of a tensor, norms, and others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from certify.core.errors import BadInput
-from certify.ops.arguments import operand
+from certify.core.errors import BadInput, Unsupported
+from certify.ops.arguments import axes_of, operand
 from certify.ops.builder import Builder, Call, Value, as_numpy
 from certify.ops.moves import reshaped
 from certify.ops.record import REGISTRY, Composite
@@ -68,6 +68,63 @@ def _overwritten(b: Builder, call: Call) -> Value:
     """``fill`` and ``copy``: nothing is left of the first operand but its shape."""
     return expanded(b, operand(b, call.inputs[1]), call.inputs[0].shape, call.name)
 
+
+def _norm(b: Builder, call: Call) -> Value:
+    """The 1-, 2- and infinity-norm over axes."""
+    x, order = call.inputs[0], call.arg(1, 2)
+    axes, keep = axes_of(call, call.arg(2), x.rank), bool(call.arg(3, False))
+    if order == 2:
+        total = b.add("reduce_sum", b.add("square", x), axes=axes, keepdims=keep)
+        return b.add("sqrt", total, name=call.name)
+    if order not in (1, math.inf):
+        raise Unsupported(f"{call.where or call.name}: a norm of order {order}; 1, 2, inf work")
+    reduction = "reduce_sum" if order == 1 else "reduce_max"
+    return b.add(reduction, b.add("abs", x), name=call.name, axes=axes, keepdims=keep)
+
+
+def _soft_shrink(b: Builder, call: Call) -> Value:
+    x, size = call.inputs[0], float(call.arg(1, 0.5))
+    return b.add("sub", x, b.add("clip", x, min=-size, max=size), name=call.name)
+
+
+def _randomised_leaky(b: Builder, call: Call) -> Value:
+    """In evaluation the slope is the middle of its range."""
+    if call.arg(3, False):
+        raise Unsupported(f"{call.where or call.name}: rrelu in training mode is random")
+    slope = (float(call.arg(1, 1 / 8)) + float(call.arg(2, 1 / 3))) / 2
+    return b.add("leaky_relu", call.inputs[0], name=call.name, alpha=slope)
+
+
+def _log1p(b: Builder, call: Call) -> Value:
+    x = call.inputs[0]
+    return b.add("log", b.add("add", x, operand(b, 1.0)), name=call.name)
+
+
+def _expm1(b: Builder, call: Call) -> Value:
+    x = call.inputs[0]
+    return b.add("sub", b.add("exp", x), operand(b, 1.0), name=call.name)
+
+
+REGISTRY.add(Composite(
+    "norms",
+    aten={
+        "aten.linalg_vector_norm.default": _norm,
+        "aten.norm.Scalar": _norm,
+        "aten.norm.ScalarOpt_dim": _norm,
+    },
+    summary="1-, 2- and infinity-norm over axes: sums and a root",
+))
+
+REGISTRY.add(Composite(
+    "shifted_functions",
+    aten={
+        "aten.softshrink.default": _soft_shrink,
+        "aten.rrelu.default": _randomised_leaky,
+        "aten.log1p.default": _log1p,
+        "aten.expm1.default": _expm1,
+    },
+    summary="softshrink, rrelu in evaluation, log1p, expm1: other functions, shifted",
+))
 
 REGISTRY.add(Composite(
     "writes",

@@ -93,7 +93,9 @@ def _band(rows: int, columns: int, left: int, right: int) -> np.ndarray | None:
 def _aten(b: Builder, call: Call) -> Value:
     q, k, v = call.inputs[:3]
     if call.arg(4, 0.0):
-        raise Unsupported(f"{call.where or call.name}: attention with dropout; put the model in eval mode")
+        raise Unsupported(
+            f"{call.where or call.name}: attention with dropout; put the model in eval mode"
+        )
     allowed = _band(q.shape[-2], k.shape[-2], -1, 0) if call.arg(5, False) else None
     scale = float(call.arg(6, 1 / math.sqrt(q.shape[-1])))
     return attend(b, (q, k, v), mask_of(call, call.arg(3), allowed), scale)

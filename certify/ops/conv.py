@@ -29,10 +29,10 @@ def bordered(x: Tensor, begins: tuple[int, ...], ends: tuple[int, ...]) -> Tenso
     """Zeros around the last axes; negative numbers cut away."""
     from torch.nn.functional import pad
 
-    pairs = list(zip(begins, ends, strict=True))
-    if not any(p or q for p, q in pairs):
-        return x
-    return pad(x, [n for pair in reversed(pairs) for n in pair])
+    edges = [n for pair in reversed(list(zip(begins, ends, strict=True))) for n in pair]
+    if max(edges) > 0:  # grown first, so that one side may cut into what the other adds
+        x = pad(x, [max(n, 0) for n in edges])
+    return pad(x, [min(n, 0) for n in edges]) if min(edges) < 0 else x
 
 
 def run_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
@@ -56,12 +56,13 @@ def run_conv_transpose(
     reach = window.reach(weight.shape[2:])
     full = [(n - 1) * s + r for n, s, r in zip(x.shape[2:], window.strides, reach, strict=True)]
     extra = [
-        n - (f - p - q)
-        for n, f, p, q in zip(size, full, window.begins, window.ends, strict=True)
+        n - (f - p - q) for n, f, p, q in zip(size, full, window.begins, window.ends, strict=True)
     ]
     room = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
     if window.symmetric and all(0 <= e < r for e, r in zip(extra, room, strict=True)):
-        return call(x, weight, None, window.strides, window.begins, tuple(extra), groups, window.dilations)
+        return call(
+            x, weight, None, window.strides, window.begins, tuple(extra), groups, window.dilations
+        )
     whole = call(x, weight, None, window.strides, 0, 0, groups, window.dilations)
     ends = tuple(e - q for e, q in zip(extra, window.ends, strict=True))
     return bordered(whole, tuple(-p for p in window.begins), ends)
@@ -71,9 +72,14 @@ def check_weight(x: Shape, weight: Shape, bias: Shape, channels: int, groups: in
     """Raises ValueError where input, weight, bias and groups do not belong together."""
     rank = len(weight) - 2
     if not 1 <= rank <= 3 or len(x) not in (rank + 1, rank + 2):
-        raise ValueError(f"a weight of rank {len(weight)} over a tensor of rank {len(x)}; one to three axes are possible")
+        raise ValueError(
+            f"a weight of rank {len(weight)} over a tensor of rank {len(x)}; "
+            f"one to three axes are possible"
+        )
     if groups < 1 or weight[0] % groups or x[-rank - 1] % groups:
-        raise ValueError(f"group {groups} does not divide {x[-rank - 1]} channels and {weight[0]} filters")
+        raise ValueError(
+            f"group {groups} does not divide {x[-rank - 1]} channels and {weight[0]} filters"
+        )
     if bias and bias != (channels,):
         raise ValueError(f"a bias of shape {bias} for {channels} channels")
 
@@ -82,7 +88,9 @@ def _shape(attrs: Any, x: Shape, weight: Shape, bias: Shape = ()) -> Shape:
     groups, rank = attrs.get("groups", 1), len(weight) - 2
     check_weight(x, weight, bias, weight[0] if weight else 0, groups)
     if x[-rank - 1] != weight[1] * groups:
-        raise ValueError(f"{x[-rank - 1]} channels meet a weight for group {groups} times {weight[1]}")
+        raise ValueError(
+            f"{x[-rank - 1]} channels meet a weight for group {groups} times {weight[1]}"
+        )
     return (*x[: -rank - 1], weight[0], *slid(x[-rank:], weight[2:], window_of(attrs, rank)))
 
 
@@ -111,12 +119,18 @@ def _summands(site: Site) -> tuple[int, int]:
 def constant_weight(call: Call, weight: Value) -> None:
     """Raises Unsupported where the filter depends on the model's input."""
     if weight.constant is None:
-        raise Unsupported(f"{call.where or call.name}: a convolution whose filter depends on the input; "
-                          f"only constant filters can be bounded")
+        raise Unsupported(
+            f"{call.where or call.name}: a convolution whose filter depends on the input; "
+            f"only constant filters can be bounded"
+        )
 
 
 def with_bias(
-    b: Builder, call: Call, op: str, operands: tuple[Value, Value, Value | None], attrs: dict[str, Any]
+    b: Builder,
+    call: Call,
+    op: str,
+    operands: tuple[Value, Value, Value | None],
+    attrs: dict[str, Any],
 ) -> Value:
     """Convolve; a bias that depends on the model's input is added afterwards."""
     x, weight, bias = operands
@@ -132,11 +146,17 @@ def _onnx_conv(b: Builder, call: Call) -> Value:
     x, weight = call.inputs[:2]
     kernel = weight.shape[2:]
     if weight.rank != x.rank or x.rank < 3:
-        raise BadInput(f"{call.where or call.name}: a weight of shape {weight.shape} does not fit {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: a weight of shape {weight.shape} does not fit {x.shape}"
+        )
     if integers(call.attr("kernel_shape")) not in ((), kernel):
-        raise BadInput(f"{call.where or call.name}: kernel_shape is not that of the weight, {kernel}")
+        raise BadInput(
+            f"{call.where or call.name}: kernel_shape is not that of the weight, {kernel}"
+        )
     attrs = onnx_window(call, x.shape[2:], kernel)
-    return with_bias(b, call, "conv", (x, weight, call.arg(2)), {**attrs, "groups": call.attr("group", 1)})
+    return with_bias(
+        b, call, "conv", (x, weight, call.arg(2)), {**attrs, "groups": call.attr("group", 1)}
+    )
 
 
 def _aten_conv(b: Builder, call: Call) -> Value:
@@ -169,16 +189,30 @@ affine(
     transpose=_transpose,
     summands=_summands,
     examples=(
-        Example(((1, 2, 5, 4), _W, np.array([0.5, -1.0])),
-                {"strides": (2, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "groups": 1}),
-        Example(((2, 6, 5), _W, None), {"strides": (2, 2), "pads": (0, 2, 1, 1), "dilations": (1, 1), "groups": 1}),
-        Example(((1, 4, 5, 5), _W, None), {"strides": (1, 1), "pads": (2, 2, 2, 2), "dilations": (2, 2), "groups": 2}),
-        Example(((1, 2, 6), _W[..., 0], np.zeros(2)), {"strides": (3,), "pads": (1, 1), "dilations": (1,), "groups": 1}),
+        Example(
+            ((1, 2, 5, 4), _W, np.array([0.5, -1.0])),
+            {"strides": (2, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "groups": 1},
+        ),
+        Example(
+            ((2, 6, 5), _W, None),
+            {"strides": (2, 2), "pads": (0, 2, 1, 1), "dilations": (1, 1), "groups": 1},
+        ),
+        Example(
+            ((1, 4, 5, 5), _W, None),
+            {"strides": (1, 1), "pads": (2, 2, 2, 2), "dilations": (2, 2), "groups": 2},
+        ),
+        Example(
+            ((1, 2, 6), _W[..., 0], np.zeros(2)),
+            {"strides": (3,), "pads": (1, 1), "dilations": (1,), "groups": 1},
+        ),
         Example(((1, 2, 3, 3, 3), _W[:, :, None], None), {"pads": (0, 0, 0, 1, 0, 0), "groups": 1}),
     ),
     onnx={"Conv": _onnx_conv},
-    aten={name: _aten_conv for k in (1, 2, 3) for name in (
-        f"aten.conv{k}d.default", f"aten.conv{k}d.padding")},
+    aten={
+        name: _aten_conv
+        for k in (1, 2, 3)
+        for name in (f"aten.conv{k}d.default", f"aten.conv{k}d.padding")
+    },
     float32_roundings=0,
     summary="convolution over one to three axes",
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from certify.core.errors import BadInput
+from certify.core.errors import BadInput, Unsupported
 from certify.core.graph import Shape
 from certify.ops.arguments import integers, spread
 from certify.ops.builder import Builder, Call, Value
@@ -32,7 +33,14 @@ def _sizes(size: Shape, kernel: Shape, window: Window, attrs: Any) -> Shape:
     found = tuple(
         (n - 1) * s + r - p - q + e
         for n, s, r, p, q, e in zip(
-            size, window.strides, window.reach(kernel), window.begins, window.ends, extra, strict=True)
+            size,
+            window.strides,
+            window.reach(kernel),
+            window.begins,
+            window.ends,
+            extra,
+            strict=True,
+        )
     )
     if min(extra) < 0 or min(found) < 1 or min(size) < 1:
         raise ValueError(f"pads or output_padding leave a result of size {found}")
@@ -45,7 +53,11 @@ def _shape(attrs: Any, x: Shape, weight: Shape, bias: Shape = ()) -> Shape:
     check_weight(x, weight, bias, channels, groups)
     if x[-rank - 1] != weight[0]:
         raise ValueError(f"{x[-rank - 1]} channels meet a weight for {weight[0]}")
-    return (*x[: -rank - 1], channels, *_sizes(x[-rank:], weight[2:], window_of(attrs, rank), attrs))
+    return (
+        *x[: -rank - 1],
+        channels,
+        *_sizes(x[-rank:], weight[2:], window_of(attrs, rank), attrs),
+    )
 
 
 def _forward(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -84,13 +96,24 @@ def _onnx(b: Builder, call: Call) -> Value:
     x, weight = call.inputs[:2]
     kernel = weight.shape[2:]
     if weight.rank != x.rank or x.rank < 3:
-        raise BadInput(f"{call.where or call.name}: a weight of shape {weight.shape} does not fit {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: a weight of shape {weight.shape} does not fit {x.shape}"
+        )
     attrs = _onnx_window(call, x.shape[2:], kernel)
     return with_bias(b, call, "conv_transpose", (x, weight, call.arg(2)), attrs)
 
 
+def _check_missing(call: Call, missing: Sequence[int], limits: Sequence[int]) -> None:
+    """Raises Unsupported where the result is to be longer than runtimes agree on."""
+    if any(m >= limit for m, limit in zip(missing, limits, strict=True)):
+        raise Unsupported(
+            f"{call.where or call.name}: output_shape or auto_pad ask for {tuple(missing)} more "
+            f"elements than the windows reach; give pads instead"
+        )
+
+
 def _onnx_window(call: Call, size: Shape, kernel: Shape) -> dict[str, Any]:
-    """Strides, pads, dilations and output_padding, with ``output_shape`` and ``auto_pad`` resolved."""
+    """Strides, pads, dilations, output_padding; ``output_shape`` and ``auto_pad`` resolved."""
     rank = len(kernel)
     strides = spread(call.attr("strides"), rank, 1)
     dilations = spread(call.attr("dilations"), rank, 1)
@@ -98,24 +121,32 @@ def _onnx_window(call: Call, size: Shape, kernel: Shape) -> dict[str, Any]:
     pads = integers(call.attr("pads")) or (0,) * (2 * rank)
     mode = call.attr("auto_pad", "NOTSET") or "NOTSET"
     wanted = integers(call.attr("output_shape"))[-rank:]
+    stated = bool(wanted)
+    if any(len(v) != rank for v in (strides, dilations, extra, wanted or strides, size)):
+        raise BadInput(
+            f"{call.where or call.name}: settings need one number for each of {rank} axes"
+        )
     if mode in ("SAME_UPPER", "SAME_LOWER") and not wanted:
         wanted = tuple(n * s for n, s in zip(size, strides, strict=True))
     if wanted:
-        full = [
-            (n - 1) * s + (k - 1) * d + 1 + e
-            for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)
-        ]
-        totals = [f - w for f, w in zip(full, wanted, strict=True)]
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        full = [(n - 1) * s + r + e for n, s, r, e in zip(size, strides, reach, extra, strict=True)]
+        missing = tuple(max(w - f, 0) for f, w in zip(full, wanted, strict=True))
+        _check_missing(call, missing, strides if stated else (1,) * rank)
+        totals = [max(f - w, 0) for f, w in zip(full, wanted, strict=True)]
         small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-        if min(totals) < 0:  # the result is longer than every window reaches: zeros at the end
-            extra = tuple(e - min(t, 0) for e, t in zip(extra, totals, strict=True))
-            small, large = (tuple(max(t, 0) for t in half) for half in (small, large))
+        extra = tuple(e + m for e, m in zip(extra, missing, strict=True))
         pads = small + large if mode == "SAME_UPPER" else large + small
     elif mode == "VALID":
         pads = (0,) * (2 * rank)
     check_pads(call, pads)
-    return {"strides": strides, "pads": pads, "dilations": dilations,
-            "output_padding": extra, "groups": call.attr("group", 1)}
+    return {
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "output_padding": extra,
+        "groups": call.attr("group", 1),
+    }
 
 
 def _aten(b: Builder, call: Call) -> Value:
@@ -147,11 +178,18 @@ affine(
     transpose=_transpose,
     summands=_summands,
     examples=(
-        Example(((1, 2, 3, 2), _W, np.array([0.5, -1.0])),
-                {"strides": (2, 1), "pads": (1, 0, 1, 0), "output_padding": (1, 0), "groups": 1}),
+        Example(
+            ((1, 2, 3, 2), _W, np.array([0.5, -1.0])),
+            {"strides": (2, 1), "pads": (1, 0, 1, 0), "output_padding": (1, 0), "groups": 1},
+        ),
         Example(((2, 3, 3), _W, None), {"strides": (2, 2), "pads": (0, 1, 1, 0), "groups": 1}),
-        Example(((1, 2, 2, 3), _W, np.zeros(4)), {"dilations": (2, 1), "output_padding": (1, 0), "groups": 2}),
-        Example(((1, 2, 4), _W[..., 0], None), {"strides": (3,), "pads": (0, 0), "output_padding": (2,)}),
+        Example(
+            ((1, 2, 2, 3), _W, np.zeros(4)),
+            {"dilations": (2, 1), "output_padding": (1, 0), "groups": 2},
+        ),
+        Example(
+            ((1, 2, 4), _W[..., 0], None), {"strides": (3,), "pads": (0, 0), "output_padding": (2,)}
+        ),
         Example(((1, 2, 2, 2, 1), _W[:, :, None], None), {"strides": (1, 2, 1)}),
     ),
     onnx={"ConvTranspose": _onnx},
@@ -164,8 +202,10 @@ affine(
     summary="transposed convolution over one to three axes",
 )
 
-REGISTRY.add(Composite(
-    "convolution",
-    aten={"aten.convolution.default": _convolution},
-    summary="aten.convolution: conv or conv_transpose",
-))
+REGISTRY.add(
+    Composite(
+        "convolution",
+        aten={"aten.convolution.default": _convolution},
+        summary="aten.convolution: conv or conv_transpose",
+    )
+)

@@ -34,11 +34,13 @@ class Corners(Profile):
     size: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def slack(self, z: Tensor, value: Tensor) -> Tensor:
+        """See `Profile.slack`."""
         import torch
 
         return torch.zeros_like(z) if self.size is None else 4 * EPS * self.size(z, value)
 
     def corners(self, sign: int, low: Tensor, high: Tensor) -> Iterator[Point]:
+        """Ends and corners."""
         yield low, self.f(low)
         yield high, self.f(high)
         yield from self.points(sign, low, high)
@@ -46,6 +48,7 @@ class Corners(Profile):
     def candidates(
         self, sign: int, low: Tensor, high: Tensor, k: Tensor, *, rough: bool = False
     ) -> Iterator[Candidate]:
+        """See `Profile.candidates`."""
         for z, value in self.corners(sign, low, high):
             if rough:
                 yield Candidate(z, sign * value, 0.0)

@@ -23,11 +23,20 @@ class Piece(NamedTuple):
         bend: +1 convex, -1 concave, 0 straight.
         inverse: where the derivative equals k, for any real k without NaN (a value outside the
             piece where there is no such place); it may be inexact, which costs tightness only.
+        guess: a cheaper inverse, for searches.
     """
 
     end: float
     bend: int
     inverse: Callable[[Tensor], Tensor] | None = None
+    guess: Callable[[Tensor], Tensor] | None = None
+
+    def solve(self, rough: bool) -> Callable[[Tensor], Tensor]:
+        """The inverse to use; every bent piece has one."""
+        found = self.guess if rough and self.guess is not None else self.inverse
+        if found is None:
+            raise TypeError(f"the piece up to {self.end} bends but has no inverse derivative")
+        return found
 
 
 def relative(z: Tensor, value: Tensor) -> Tensor:
@@ -58,11 +67,13 @@ class Curve(Profile):
     turns: float = 16.0
 
     def slack(self, z: Tensor, value: Tensor) -> Tensor:
+        """See `Profile.slack`."""
         return EPS * self.ulps * self.size(z, value) + TINY
 
     def candidates(
         self, sign: int, low: Tensor, high: Tensor, k: Tensor, *, rough: bool = False
     ) -> Iterator[Candidate]:
+        """See `Profile.candidates`."""
         start, covered = low, False  # covered: a convex piece already has the left end
         for i, piece in enumerate(self.pieces):
             last = i == len(self.pieces) - 1
@@ -77,6 +88,7 @@ class Curve(Profile):
             start, covered = end, True
 
     def slope(self, sign: int, low: Tensor, high: Tensor) -> Tensor:
+        """See `Profile.slope`."""
         import torch
 
         bend = sign * self.bend
@@ -89,13 +101,13 @@ class Curve(Profile):
             k = self._two_pieces(sign, low, high, middle)
         else:
             k = supporting(self, sign, low, high)
-        most: Tensor | float | None = self.steepest
-        if most is None:
-            most = self.df(low).abs().maximum(self.df(high).abs()).nan_to_num()
-            return torch.minimum(torch.maximum(k, -most), most)
-        return k.clamp(-most, most)
+        if self.steepest is not None:
+            return k.clamp(-self.steepest, self.steepest)
+        most = self.df(low).abs().maximum(self.df(high).abs()).nan_to_num()
+        return torch.clamp(k, -most, most)
 
     def slope_range(self, sign: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Profile.slope_range`."""
         least, most = super().slope_range(sign, low, high)
         for piece in self.pieces[:-1]:
             # A piece end outside the interval becomes an end of it.
@@ -114,9 +126,8 @@ class Curve(Profile):
     ) -> Candidate:
         import torch
 
-        assert piece.inverse is not None  # a bent piece has one
         with torch.no_grad():
-            inside = piece.inverse(k if sign > 0 else -k)
+            inside = piece.solve(rough)(k if sign > 0 else -k)
         z = torch.clamp(inside, start, end)
         found = self._end(sign, z, k, rough)
         if rough:
@@ -132,28 +143,27 @@ class Curve(Profile):
         return Candidate(z, found.value, found.error + doubt)
 
     def _two_pieces(self, sign: int, low: Tensor, high: Tensor, middle: Tensor) -> Tensor:
-        """The supporting slope where h is convex on one side of a single point, concave on the other.
+        """The supporting slope where h is convex on one side of a point, concave on the other.
 
         The envelope is h itself on the convex side up to a tangent point d, then the line from d
         to the far end of the concave side. The slope of that line is the extreme of
-        ``(h(d) - h(e))/(d - e)``, found by Dinkelbach's iteration (1967): quadratic, from any start.
+        ``(h(d) - h(e))/(d - e)``, found by Dinkelbach's iteration (1967), quadratic.
         """
         import torch
 
         split = self.pieces[0].end
         side = 0 if self.pieces[0].bend * sign > 0 else 1
-        inverse = self.pieces[side].inverse
-        assert inverse is not None  # a bent piece has one
+        inverse = self.pieces[side].solve(False)
         near, far = (low, high) if side == 0 else (high, low)
         border = low.clamp(min=split).minimum(high)
         start, end = (low, border) if side == 0 else (border, high)
         value_far = sign * self.f(far)
         with torch.no_grad():
-            tangent = sign * self.df(middle)
-            k = chord(near, sign * self.f(near), far, value_far, tangent)
+            d = near
             for _ in range(TANGENT_STEPS):
+                apart = far - d
+                k = (value_far - sign * self.f(d)) / (apart + (apart == 0))
                 d = torch.clamp(inverse(k if sign > 0 else -k), start, end)
-                k = chord(d, sign * self.f(d), far, value_far, tangent)
         d = torch.clamp(d.detach(), start, end)  # differentiable where it is an end
         on_curve = (middle <= d) | (high <= split) if side == 0 else (middle >= d) | (low >= split)
         tangent = sign * self.df(middle)
@@ -163,15 +173,28 @@ class Curve(Profile):
 class Table:
     """Numeric inverse of a derivative that is monotone on ``[start, end]`` and has no closed form.
 
-    A table gives the cell, two secant steps the place inside it: about 1e-9 off, which `Curve`
+    A table gives the cell, secant steps the place inside it: about 1e-9 off, which `Curve`
     accounts for.
     """
 
-    def __init__(self, df: Callable[[Tensor], Tensor], start: float, end: float, cells: int = 2048):
+    def __init__(
+        self, df: Callable[[Tensor], Tensor], start: float, end: float, cells: int = 2048
+    ) -> None:
         self.df, self.start, self.end, self.cells = df, start, end, cells
         self._made: dict[object, tuple[bool, Tensor, Tensor]] = {}
 
+    def piece(self, end: float, bend: int) -> Piece:
+        """The piece this is the inverse on."""
+        return Piece(end, bend, self, self.guess)
+
+    def guess(self, k: Tensor) -> Tensor:
+        """By linear interpolation alone."""
+        return self._solve(k, 1)
+
     def __call__(self, k: Tensor) -> Tensor:
+        return self._solve(k, 3)
+
+    def _solve(self, k: Tensor, steps: int) -> Tensor:
         import torch
 
         rising, places, slopes = self._table(k)
@@ -179,10 +202,13 @@ class Table:
         i = torch.searchsorted(slopes, sought.contiguous()).clamp(1, self.cells)
         left, right = places[i - 1], places[i]
         a, fa, b, fb = left, slopes[i - 1] - sought, right, slopes[i] - sought
-        for _ in range(3):
+        for turn in range(steps):
             step = fb - fa
             z = b - fb * (b - a) / torch.where(step == 0, 1.0, step)
-            z = torch.minimum(torch.maximum(z, left), right)
+            z = torch.clamp(z, left, right)
+            if turn == steps - 1:
+                b = z
+                break
             fz = (self.df(z) if rising else -self.df(z)) - sought
             a, fa, b, fb = b, fb, z, fz
         # Beyond the table the derivative hardly changes: off to the end of the piece.

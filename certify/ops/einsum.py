@@ -37,10 +37,17 @@ def _parsed(call: Call, equation: str, ranks: Sequence[int]) -> tuple[list[str],
         raise BadInput(f"{where}: equation {equation!r} for {len(ranks)} operands")
     spare = [c for c in string.ascii_letters if c not in equation]
     widest = max(
-        (rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t),
-        default=0)
+        (
+            rank - len(t.replace("...", ""))
+            for t, rank in zip(terms, ranks, strict=True)
+            if "..." in t
+        ),
+        default=0,
+    )
     if widest < 0 or widest > len(spare):
-        raise BadInput(f"{where}: equation {equation!r} does not fit operands of ranks {tuple(ranks)}")
+        raise BadInput(
+            f"{where}: equation {equation!r} does not fit operands of ranks {tuple(ranks)}"
+        )
     hidden = "".join(spare[:widest])
     found = []
     for term, rank in zip(terms, ranks, strict=True):
@@ -64,7 +71,8 @@ def _diagonals(b: Builder, call: Call, term: Term) -> Term:
     numbers = {c: k for k, c in enumerate(labels)}
 
     def move(positions: np.ndarray) -> np.ndarray:
-        return np.einsum(positions, [numbers[c] for c in term.labels], list(range(len(labels))))
+        subscripts = [numbers[c] for c in term.labels]
+        return np.asarray(np.einsum(positions, subscripts, list(range(len(labels)))))
 
     return Term(moved(b, call, term.value, move), labels)
 
@@ -86,7 +94,11 @@ def _ordered(b: Builder, term: Term, labels: str) -> Value:
 def _squeezed(b: Builder, term: Term, other: Term) -> Term:
     """Drops axes of size 1 that only broadcast against a longer axis of the other operand."""
     sizes = dict(zip(other.labels, other.value.shape, strict=True))
-    kept = [k for k, c in enumerate(term.labels) if not (term.value.shape[k] == 1 and sizes.get(c, 1) > 1)]
+    kept = [
+        k
+        for k, c in enumerate(term.labels)
+        if not (term.value.shape[k] == 1 and sizes.get(c, 1) > 1)
+    ]
     shape = [term.value.shape[k] for k in kept]
     return Term(reshaped(b, term.value, shape), "".join(term.labels[k] for k in kept))
 
@@ -111,7 +123,9 @@ def _contracted(b: Builder, call: Call, one: Term, two: Term, kept: str) -> Term
 
     lead = tuple(sizes[c] for c in batch)
     left = reshaped(b, _ordered(b, one, batch + rows + inner), (*lead, size(rows), size(inner)))
-    right = reshaped(b, _ordered(b, two, batch + inner + columns), (*lead, size(inner), size(columns)))
+    right = reshaped(
+        b, _ordered(b, two, batch + inner + columns), (*lead, size(inner), size(columns))
+    )
     product = b.add("matmul", left, right)
     labels = batch + rows + columns
     return Term(reshaped(b, product, tuple(sizes[c] for c in labels)), labels)
@@ -143,9 +157,11 @@ def _aten(b: Builder, call: Call) -> Value:
     return einsum(b, call, str(call.inputs[0]), listed(call, call.inputs[1]))
 
 
-REGISTRY.add(Composite(
-    "einsum",
-    onnx={"Einsum": _onnx},
-    aten={"aten.einsum.default": _aten},
-    summary="Einstein sums: transpose, reshape, matmul",
-))
+REGISTRY.add(
+    Composite(
+        "einsum",
+        onnx={"Einsum": _onnx},
+        aten={"aten.einsum.default": _aten},
+        summary="Einstein sums: transpose, reshape, matmul",
+    )
+)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from certify.core.errors import Unsupported
 from certify.ops.builder import Builder, Call, Value
-from certify.ops.curve import Curve, Piece, Table
+from certify.ops.curve import Curve, Table
 from certify.ops.oracle import Tail
 from certify.ops.scalar import inplace, scalar, torch_function
 
@@ -25,15 +25,24 @@ CUBIC = 0.044715
 TANH_SCALE = 2 * math.sqrt(2 / math.pi)
 
 
-def _gated(f: Any, df: Callable[[Tensor], Tensor], first: float, second: float, low: float) -> Curve:
-    """A function falling from 0 to ``low``, then rising to the identity; inflections at two places."""
+def _gated(
+    f: Any, df: Callable[[Tensor], Tensor], first: float, second: float, low: float
+) -> Curve:
+    """A function falling from 0 to ``low``, then rising to the identity, bending twice."""
     return Curve(
-        f, df, left=Tail(0.0, True, -1), right=Tail(1.0, True, -1), low=low, steepest=1.2, steep=1.0,
-        ulps=16, size=lambda z, value: z.abs(),
+        f,
+        df,
+        left=Tail(0.0, True, -1),
+        right=Tail(1.0, True, -1),
+        low=low,
+        steepest=1.2,
+        steep=1.0,
+        ulps=16,
+        size=lambda z, value: z.abs(),
         pieces=(
-            Piece(first, -1, Table(df, -REACH, first)),
-            Piece(second, 1, Table(df, first, second)),
-            Piece(inf, -1, Table(df, second, REACH)),
+            Table(df, -REACH, first).piece(first, -1),
+            Table(df, first, second).piece(second, 1),
+            Table(df, second, REACH).piece(inf, -1),
         ),
     )
 
@@ -97,7 +106,9 @@ def _mish() -> Curve:
         narrow = 4 * torch.sigmoid(2 * s) * torch.sigmoid(-2 * s)  # sech^2 without cancellation
         return torch.tanh(s) + z * narrow * torch.sigmoid(z)
 
-    return _gated(f, df, -2.256376396360793120005749, 1.490571179485428459294419, -0.30884341301725041)
+    return _gated(
+        f, df, -2.256376396360793120005749, 1.490571179485428459294419, -0.30884341301725041
+    )
 
 
 def _gelu_tanh_forward(x: Tensor) -> Tensor:
@@ -112,14 +123,27 @@ def _translate_gelu(b: Builder, call: Call) -> Value:
     mode = mode.decode() if isinstance(mode, bytes) else mode
     names = {"none": "gelu", "tanh": "gelu_tanh"}
     if mode not in names:
-        raise Unsupported(f"{call.where or call.name}: GELU with approximate={mode!r}; use none or tanh")
+        raise Unsupported(
+            f"{call.where or call.name}: GELU with approximate={mode!r}; use none or tanh"
+        )
     return b.add(names[mode], call.arg(0), name=call.name)
 
 
-scalar("gelu", torch_function("gelu"), _gelu, onnx={"Gelu": _translate_gelu},
-       aten={"aten.gelu.default": _translate_gelu, "aten.gelu_.default": _translate_gelu},
-       summary="x times the normal distribution function")
+scalar(
+    "gelu",
+    torch_function("gelu"),
+    _gelu,
+    onnx={"Gelu": _translate_gelu},
+    aten={"aten.gelu.default": _translate_gelu, "aten.gelu_.default": _translate_gelu},
+    summary="x times the normal distribution function",
+)
 scalar("gelu_tanh", _gelu_tanh_forward, _gelu_tanh, summary="GELU by its tanh approximation")
 scalar("silu", torch_function("silu"), _silu, aten=inplace("silu"), summary="x sigmoid(x)")
-scalar("mish", torch_function("mish"), _mish, onnx={"Mish": None}, aten=inplace("mish"),
-       summary="x tanh(softplus(x))")
+scalar(
+    "mish",
+    torch_function("mish"),
+    _mish,
+    onnx={"Mish": None},
+    aten=inplace("mish"),
+    summary="x tanh(softplus(x))",
+)

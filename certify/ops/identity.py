@@ -12,14 +12,17 @@ from certify.ops.record import REGISTRY, Composite
 
 
 def _same(b: Builder, call: Call) -> Value:
-    return call.inputs[0]
+    x: Value = call.inputs[0]
+    return x
 
 
 def _aten_dropout(b: Builder, call: Call) -> Value:
     if call.arg(2, False) and float(call.arg(1, 0.5)) > 0:
-        raise Unsupported(f"{call.where or call.name}: dropout in training mode is random; "
-                          f"call eval() on the model")
-    return call.inputs[0]
+        raise Unsupported(
+            f"{call.where or call.name}: dropout in training mode is random; "
+            f"call eval() on the model"
+        )
+    return _same(b, call)
 
 
 def _filled(value: float | None) -> Any:
@@ -39,33 +42,57 @@ def _new_filled(value: float | None) -> Any:
     return translate
 
 
-REGISTRY.add(Composite(
-    "identity",
-    aten={
-        **dict.fromkeys((
-            "aten.contiguous.default", "aten.clone.default", "aten.detach.default",
-            "aten.detach_.default", "aten.alias.default", "aten.lift_fresh_copy.default",
-            "aten.lift_fresh.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device",
-            "aten.to.other", "aten.type_as.default", "aten._to_copy.default", "aten.positive.default",
-            "aten._conj.default", "aten.conj.default", "aten.resolve_conj.default",
-        ), _same),
-        **dict.fromkeys((
-            "aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default",
-            "aten.native_dropout.default",
-        ), _aten_dropout),
-    },
-    summary="copies, casts between float types, dropout in evaluation: the value itself",
-))
+REGISTRY.add(
+    Composite(
+        "identity",
+        aten={
+            **dict.fromkeys(
+                (
+                    "aten.contiguous.default",
+                    "aten.clone.default",
+                    "aten.detach.default",
+                    "aten.detach_.default",
+                    "aten.alias.default",
+                    "aten.lift_fresh_copy.default",
+                    "aten.lift_fresh.default",
+                    "aten.to.dtype",
+                    "aten.to.dtype_layout",
+                    "aten.to.device",
+                    "aten.to.other",
+                    "aten.type_as.default",
+                    "aten._to_copy.default",
+                    "aten.positive.default",
+                    "aten._conj.default",
+                    "aten.conj.default",
+                    "aten.resolve_conj.default",
+                ),
+                _same,
+            ),
+            **dict.fromkeys(
+                (
+                    "aten.dropout.default",
+                    "aten.feature_dropout.default",
+                    "aten.alpha_dropout.default",
+                    "aten.native_dropout.default",
+                ),
+                _aten_dropout,
+            ),
+        },
+        summary="copies, casts between float types, dropout in evaluation: the value itself",
+    )
+)
 
-REGISTRY.add(Composite(
-    "filled",
-    aten={
-        "aten.zeros_like.default": _filled(0.0),
-        "aten.ones_like.default": _filled(1.0),
-        "aten.full_like.default": _filled(None),
-        "aten.new_zeros.default": _new_filled(0.0),
-        "aten.new_ones.default": _new_filled(1.0),
-        "aten.new_full.default": _new_filled(None),
-    },
-    summary="constants of the shape of a tensor",
-))
+REGISTRY.add(
+    Composite(
+        "filled",
+        aten={
+            "aten.zeros_like.default": _filled(0.0),
+            "aten.ones_like.default": _filled(1.0),
+            "aten.full_like.default": _filled(None),
+            "aten.new_zeros.default": _new_filled(0.0),
+            "aten.new_ones.default": _new_filled(1.0),
+            "aten.new_full.default": _new_filled(None),
+        },
+        summary="constants of the shape of a tensor",
+    )
+)

@@ -23,7 +23,7 @@ def _concat(site: Site, *parts: Tensor) -> Tensor:
     import torch
 
     leads = [lead_of(p, s) for p, s in zip(parts, site.shapes, strict=True)]
-    lead = torch.broadcast_shapes(*leads)
+    lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]
     whole = [p.expand((*lead, *s)) for p, s in zip(parts, site.shapes, strict=True)]
     return torch.cat(whole, dim=site.attrs["axis"])
 
@@ -43,7 +43,9 @@ def _concat_shape(attrs: Any, *parts: Shape) -> Shape:
         raise ValueError(f"axis {axis} is outside rank {len(first)}")
     for part in parts[1:]:
         if len(part) != len(first) or any(
-            a != b for k, (a, b) in enumerate(zip(part, first, strict=True)) if k - len(first) != axis
+            a != b
+            for k, (a, b) in enumerate(zip(part, first, strict=True))
+            if k - len(first) != axis
         ):
             raise ValueError(f"shapes {first} and {part} differ beside axis {axis}")
     shape = list(first)
@@ -73,15 +75,15 @@ def _slice_attrs(attrs: Any) -> tuple[Sequence[int], ...]:
     return axes, attrs["starts"], attrs["ends"], attrs.get("steps") or (1,) * len(axes)
 
 
-def _index(site: Site) -> list[slice]:
-    index: list[slice] = [slice(None)] * len(site.shapes[0])
+def _index(site: Site) -> tuple[Any, ...]:
+    index: list[Any] = [slice(None)] * len(site.shapes[0])
     for axis, start, stop, step in _windows(site):
         index[axis] = slice(start, max(start, stop), step)
-    return index
+    return (..., *index)
 
 
 def _slice(site: Site, x: Tensor) -> Tensor:
-    return x[(..., *_index(site))]
+    return x[_index(site)]
 
 
 def _slice_shape(attrs: Any, x: Shape) -> Shape:
@@ -106,7 +108,7 @@ def _slice_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
             edges[2 * (-axis - 1) + 1] = shape[axis] - max(start, stop)
         return (pad(A, edges),)
     whole = A.new_zeros((*lead_of(A, site.shape), *shape))
-    whole[(..., *_index(site))] = A
+    whole[_index(site)] = A
     return (whole,)
 
 
@@ -142,54 +144,59 @@ def _onnx_slice(b: Builder, call: Call) -> Value:
     steps = integers(call.static(4)) or (1,) * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise BadInput(f"{call.where or call.name}: starts, ends, axes and steps differ in length")
-    return _stepped(b, call, x, [axis_of(call, a, x.rank) for a in axes], starts, ends, steps)
+    placed = [axis_of(call, a, x.rank) for a in axes]
+    return _stepped(b, call, list(zip(placed, starts, ends, steps, strict=True)))
 
 
-def _stepped(
-    b: Builder, call: Call, x: Value, axes: Sequence[int], starts: Sequence[int],
-    ends: Sequence[int], steps: Sequence[int],
-) -> Value:
-    """A slice; axes with a negative step are gathered."""
-    forward = [k for k, step in enumerate(steps) if step > 0]
-    for k in range(len(axes)):
-        if steps[k] == 0:
+def _stepped(b: Builder, call: Call, parts: Sequence[tuple[int, int, int, int]]) -> Value:
+    """A slice from (axis, start, end, step) parts; axes with a negative step are gathered."""
+    x: Value = call.inputs[0]
+    for axis, start, end, step in parts:
+        if step == 0:
             raise BadInput(f"{call.where or call.name}: a slice with step 0")
-        if steps[k] < 0:
-            size = x.shape[axes[k]]
-            # ONNX clamps a start beyond the end, and an end below -size means "to the first".
-            span = range(size)[slice(max(starts[k], -size), None if ends[k] < -size else ends[k], steps[k])]
-            x = b.add("gather", x, indices=np.asarray(span, dtype=np.int64), axis=axes[k])
+        if step < 0:
+            size = x.shape[axis]
+            # ONNX clamps a start below the first element, and an end there means "to the first".
+            reach = slice(max(start, -size), None if end < -size else end, step)
+            indices = np.asarray(range(size)[reach], dtype=np.int64)
+            x = b.add("gather", x, indices=indices, axis=axis)
+    forward = [part for part in parts if part[3] > 0]
     if not forward:
         return x
-    parts = [tuple(int(s[k]) for k in forward) for s in (axes, starts, ends, steps)]
     names = ("axes", "starts", "ends", "steps")
-    return b.add("slice", x, name=call.name, **dict(zip(names, parts, strict=True)))
+    attrs = dict(zip(names, zip(*forward, strict=True), strict=True))
+    return b.add("slice", x, name=call.name, **attrs)
 
 
 def _aten_slice(b: Builder, call: Call) -> Value:
     x = call.inputs[0]
     axis = axis_of(call, call.arg(1, 0), x.rank)
     start, end = int(call.arg(2, 0)), int(call.arg(3, x.shape[axis]))
-    return _stepped(b, call, x, (axis,), (start,), (end,), (int(call.arg(4, 1)),))
+    return _stepped(b, call, [(axis, start, end, int(call.arg(4, 1)))])
 
 
-REGISTRY.add(Op(
-    "concat",
-    _concat,
-    _concat_shape,
-    (
-        Example(((2, 3), (2, 1)), {"axis": -1}),
-        Example(((2, 3), np.linspace(-1, 1, 6).reshape(2, 3), (2, 3)), {"axis": -2}),
-        Example((np.ones((1, 2, 2)), (3, 2, 2)), {"axis": -3}),
-    ),
-    affine=AffineRule(
-        _concat_linear, _concat_linear, _concat_back, lambda site: (0, 0), monotone=True),
-    onnx={"Concat": _onnx_concat},
-    aten={name: _cat for name in (
-        "aten.cat.default", "aten.concat.default", "aten.concatenate.default")},
-    float32_roundings=0,
-    summary="operands one after the other along an axis; any may be constant",
-))
+REGISTRY.add(
+    Op(
+        "concat",
+        _concat,
+        _concat_shape,
+        (
+            Example(((2, 3), (2, 1)), {"axis": -1}),
+            Example(((2, 3), np.linspace(-1, 1, 6).reshape(2, 3), (2, 3)), {"axis": -2}),
+            Example((np.ones((1, 2, 2)), (3, 2, 2)), {"axis": -3}),
+        ),
+        affine=AffineRule(
+            _concat_linear, _concat_linear, _concat_back, lambda site: (0, 0), monotone=True
+        ),
+        onnx={"Concat": _onnx_concat},
+        aten={
+            name: _cat
+            for name in ("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+        },
+        float32_roundings=0,
+        summary="operands one after the other along an axis; any may be constant",
+    )
+)
 
 affine(
     "slice",
@@ -199,7 +206,9 @@ affine(
     summands=lambda site: (0, 0),
     monotone=True,
     examples=(
-        Example(((4, 6),), {"axes": (-1, -2), "starts": (1, -3), "ends": (6, 2**40), "steps": (2, 1)}),
+        Example(
+            ((4, 6),), {"axes": (-1, -2), "starts": (1, -3), "ends": (6, 2**40), "steps": (2, 1)}
+        ),
         Example(((5,),), {"axes": (-1,), "starts": (0,), "ends": (-1,)}),
     ),
     onnx={"Slice": _onnx_slice},

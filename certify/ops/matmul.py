@@ -59,7 +59,7 @@ def _summed(x: Interval, y: Interval) -> tuple[Tensor, Tensor]:
     """Sums over k of the interval products ``x_ik y_kj``, some k at a time."""
     import torch
 
-    batch = torch.broadcast_shapes(x.lower.shape[:-2], y.lower.shape[:-2])
+    batch = broadcast_shape(tuple(x.lower.shape[:-2]), tuple(y.lower.shape[:-2]))
     per_k = math.prod(batch) * x.lower.shape[-2] * y.lower.shape[-1]
     step = max(1, CHUNK // max(per_k, 1))
     lower = upper = x.lower.new_zeros((*batch, x.lower.shape[-2], y.lower.shape[-1]))

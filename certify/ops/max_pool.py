@@ -15,7 +15,7 @@ from certify.core.errors import BadInput, Unsupported
 from certify.core.graph import Shape
 from certify.ops.arguments import integers, spread
 from certify.ops.builder import Builder, Call, Value
-from certify.ops.record import REGISTRY, Composite
+from certify.ops.record import REGISTRY, Composite, Translate
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Axis:
 
     @property
     def reach(self) -> int:
+        """Elements a window spans."""
         return (self.kernel - 1) * self.dilation + 1
 
     def windows(self) -> list[list[int]]:
@@ -86,7 +87,9 @@ def _sliding(b: Builder, call: Call, x: Value, axes: Sequence[Axis]) -> Value:
     try:
         windows = [axis.windows() for axis in axes]
     except ValueError as problem:
-        raise BadInput(f"{call.where or call.name}: {call.kind} over {x.shape}: {problem}") from None
+        raise BadInput(
+            f"{call.where or call.name}: {call.kind} over {x.shape}: {problem}"
+        ) from None
     return pool(b, call, x, windows)
 
 
@@ -98,11 +101,15 @@ def same_padding(size: int, reach: int, stride: int, upper: bool) -> tuple[int, 
 
 def _onnx_max_pool(b: Builder, call: Call) -> Value:
     if call.outputs > 1:
-        raise Unsupported(f"{call.where or call.name}: MaxPool with its Indices output; use the values only")
+        raise Unsupported(
+            f"{call.where or call.name}: MaxPool with its Indices output; use the values only"
+        )
     x, kernel = call.arg(0), integers(call.attr("kernel_shape"))
     rank = len(kernel)
     if not kernel or rank >= x.rank:
-        raise BadInput(f"{call.where or call.name}: kernel_shape {kernel} over a tensor of shape {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: kernel_shape {kernel} over a tensor of shape {x.shape}"
+        )
     strides = spread(call.attr("strides"), rank, 1)
     dilations = spread(call.attr("dilations"), rank, 1)
     pads = spread(call.attr("pads"), 2 * rank, 0)
@@ -130,7 +137,7 @@ def _global(b: Builder, call: Call) -> Value:
     return b.add("reduce_max", x, axes=axes, keepdims=True, name=call.name)
 
 
-def _aten_pool(rank: int) -> dict[str, object]:
+def _aten_pool(rank: int) -> dict[str, Translate]:
     def sliding(b: Builder, call: Call) -> Value:
         x, kernel = call.arg(0), spread(call.arg(1), rank, 1)
         strides = spread(call.arg(2), rank, 1) if integers(call.arg(2)) else kernel
@@ -166,7 +173,7 @@ REGISTRY.add(
     Composite(
         "max_pool",
         onnx={"MaxPool": _onnx_max_pool, "GlobalMaxPool": _global},
-        aten={**_aten_pool(1), **_aten_pool(2), **_aten_pool(3)},  # type: ignore[arg-type]
+        aten={**_aten_pool(1), **_aten_pool(2), **_aten_pool(3)},
         summary="max pooling, as gathered windows and reduce_max",
     )
 )

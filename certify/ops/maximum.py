@@ -163,7 +163,10 @@ def fold(b: Builder, name: str, values: list[Value], call: Call) -> Value:
     """
     if not values:
         raise BadInput(f"{call.where or call.name}: {call.kind} without operands")
-    values = [*(v for v in values if v.constant is not None), *(v for v in values if v.constant is None)]
+    values = [
+        *(v for v in values if v.constant is not None),
+        *(v for v in values if v.constant is None),
+    ]
     while len(values) > 1:
         pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
         values = [_pair(b, name, *p) if len(p) == 2 else p[0] for p in pairs]
@@ -174,5 +177,9 @@ def _pair(b: Builder, name: str, x: Value, y: Value) -> Value:
     return x if x.constant is None and x.name == y.name else b.add(name, *b.broadcast(x, y))
 
 
-_register("maximum", 1, "Max", ("aten.maximum.default", "aten.max.other"), "the larger of two tensors")
-_register("minimum", -1, "Min", ("aten.minimum.default", "aten.min.other"), "the smaller of two tensors")
+_register(
+    "maximum", 1, "Max", ("aten.maximum.default", "aten.max.other"), "the larger of two tensors"
+)
+_register(
+    "minimum", -1, "Min", ("aten.minimum.default", "aten.min.other"), "the smaller of two tensors"
+)

@@ -44,7 +44,9 @@ def _transpose(site: Site, x: Tensor) -> Tensor:
 def _transpose_shape(attrs: Any, x: Shape) -> Shape:
     perm = attrs["perm"]
     if sorted(perm) != list(range(-len(x), 0)):
-        raise ValueError(f"perm {tuple(perm)} is not a permutation of the axes of a rank-{len(x)} tensor")
+        raise ValueError(
+            f"perm {tuple(perm)} is not a permutation of the axes of a rank-{len(x)} tensor"
+        )
     return tuple(x[p] for p in perm)
 
 
@@ -81,27 +83,31 @@ def _resolved(call: Call, x: Value, wanted: Sequence[int], zero_copies: bool) ->
     for k, size in enumerate(sizes):
         if size == 0 and zero_copies:
             if k >= x.rank:
-                raise BadInput(f"{call.where or call.name}: shape {tuple(wanted)} copies axis {k}, "
-                               f"which an operand of shape {x.shape} does not have")
+                raise BadInput(
+                    f"{call.where or call.name}: shape {tuple(wanted)} copies axis {k}, "
+                    f"which an operand of shape {x.shape} does not have"
+                )
             sizes[k] = x.shape[k]
     if sizes.count(-1) > 1 or any(size < -1 for size in sizes):
         raise BadInput(f"{call.where or call.name}: {tuple(wanted)} is not a shape")
     if -1 in sizes:
         rest = math.prod(size for size in sizes if size != -1)
         if rest == 0 or math.prod(x.shape) % rest:
-            raise BadInput(f"{call.where or call.name}: shape {x.shape} cannot become {tuple(wanted)}")
+            raise BadInput(
+                f"{call.where or call.name}: shape {x.shape} cannot become {tuple(wanted)}"
+            )
         sizes[sizes.index(-1)] = math.prod(x.shape) // rest
     return tuple(sizes)
 
 
 def _onnx_reshape(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     wanted = integers(call.static(1, call.attr("shape")))
     return reshaped(b, x, _resolved(call, x, wanted, not call.attr("allowzero", 0)), call.name)
 
 
 def _view(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     return reshaped(b, x, _resolved(call, x, integers(call.arg(1, ())), False), call.name)
 
 
@@ -112,13 +118,15 @@ def _view_as(b: Builder, call: Call) -> Value:
 def _onnx_flatten(b: Builder, call: Call) -> Value:
     x, axis = call.inputs[0], int(call.attr("axis", 1))
     if not -x.rank <= axis <= x.rank:
-        raise BadInput(f"{call.where or call.name}: axis {axis} is outside a tensor of rank {x.rank}")
+        raise BadInput(
+            f"{call.where or call.name}: axis {axis} is outside a tensor of rank {x.rank}"
+        )
     axis = axis + x.rank if axis < 0 else axis
     return reshaped(b, x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])), call.name)
 
 
 def _aten_flatten(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     if x.rank == 0:
         return reshaped(b, x, (1,), call.name)
     first = axis_of(call, call.arg(1, 0), x.rank) + x.rank
@@ -132,7 +140,7 @@ def _ravel(b: Builder, call: Call) -> Value:
 
 
 def _unflatten(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     axis = axis_of(call, call.inputs[1], x.rank) + x.rank
     part = Value(x.name, (x.shape[axis],))
     sizes = _resolved(call, part, integers(call.inputs[2]), False)
@@ -140,11 +148,14 @@ def _unflatten(b: Builder, call: Call) -> Value:
 
 
 def _squeezed(b: Builder, call: Call, axes: Any, strict: bool) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     given = axes_of(call, axes, x.rank) if integers(axes) else ()
     chosen = given if given or axes is not None else tuple(range(-x.rank, 0))
     if strict and any(x.shape[a] != 1 for a in given):
-        raise BadInput(f"{call.where or call.name}: only axes of size 1 can be squeezed, not {given} of {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: only axes of size 1 can be squeezed, "
+            f"not {given} of {x.shape}"
+        )
     kept = [n for k, n in enumerate(x.shape) if not (n == 1 and k - x.rank in chosen)]
     return reshaped(b, x, kept, call.name)
 
@@ -159,7 +170,7 @@ def _aten_squeeze(b: Builder, call: Call) -> Value:
 
 
 def _unsqueeze(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     axes = integers(call.static(1, call.attr("axes")))
     rank = x.rank + len(axes)
     placed = {axis_of(call, axis, rank) + rank for axis in axes}
@@ -170,7 +181,7 @@ def _unsqueeze(b: Builder, call: Call) -> Value:
 
 
 def _onnx_transpose(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     perm = call.attr("perm")
     return permuted(b, x, tuple(range(x.rank))[::-1] if perm is None else integers(perm), call.name)
 
@@ -193,7 +204,7 @@ def _swap(b: Builder, call: Call) -> Value:
 
 
 def _swapped(b: Builder, call: Call, one: Any, other: Any) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     perm = list(range(-x.rank, 0))
     if x.rank == 0:
         return x
@@ -203,12 +214,14 @@ def _swapped(b: Builder, call: Call, one: Any, other: Any) -> Value:
 
 
 def _movedim(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     sources = [axis_of(call, a, x.rank) + x.rank for a in integers(call.inputs[1])]
     targets = [axis_of(call, a, x.rank) + x.rank for a in integers(call.inputs[2])]
     rest = iter(k for k in range(x.rank) if k not in sources)
     placed = dict(zip(targets, sources, strict=True))
-    return permuted(b, x, [placed[k] if k in placed else next(rest) for k in range(x.rank)], call.name)
+    return permuted(
+        b, x, [placed[k] if k in placed else next(rest) for k in range(x.rank)], call.name
+    )
 
 
 affine(
@@ -220,8 +233,10 @@ affine(
     monotone=True,
     examples=(Example(((2, 6),), {"shape": (3, 4)}), Example(((),), {"shape": (1, 1)})),
     onnx={"Reshape": _onnx_reshape},
-    aten={name: _view for name in (
-        "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")},
+    aten={
+        name: _view
+        for name in ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+    },
     float32_roundings=0,
     summary="the same values in another shape",
 )
@@ -243,37 +258,41 @@ affine(
     summary="axes in another order",
 )
 
-REGISTRY.add(Composite(
-    "views",
-    onnx={"Flatten": _onnx_flatten, "Squeeze": _onnx_squeeze, "Unsqueeze": _unsqueeze},
-    aten={
-        "aten.flatten.using_ints": _aten_flatten,
-        "aten.ravel.default": _ravel,
-        "aten.unflatten.int": _unflatten,
-        "aten.squeeze.default": _aten_squeeze,
-        "aten.squeeze.dim": _aten_squeeze,
-        "aten.squeeze.dims": _aten_squeeze,
-        "aten.unsqueeze.default": _unsqueeze,
-        "aten.view_as.default": _view_as,
-        "aten.reshape_as.default": _view_as,
-    },
-    summary="flatten, squeeze, unsqueeze: reshape",
-))
+REGISTRY.add(
+    Composite(
+        "views",
+        onnx={"Flatten": _onnx_flatten, "Squeeze": _onnx_squeeze, "Unsqueeze": _unsqueeze},
+        aten={
+            "aten.flatten.using_ints": _aten_flatten,
+            "aten.ravel.default": _ravel,
+            "aten.unflatten.int": _unflatten,
+            "aten.squeeze.default": _aten_squeeze,
+            "aten.squeeze.dim": _aten_squeeze,
+            "aten.squeeze.dims": _aten_squeeze,
+            "aten.unsqueeze.default": _unsqueeze,
+            "aten.view_as.default": _view_as,
+            "aten.reshape_as.default": _view_as,
+        },
+        summary="flatten, squeeze, unsqueeze: reshape",
+    )
+)
 
-REGISTRY.add(Composite(
-    "axis_orders",
-    aten={
-        "aten.t.default": _reversed_axes,
-        "aten.numpy_T.default": _reversed_axes,
-        "aten.mT.default": _matrix_transpose,
-        "aten.adjoint.default": _matrix_transpose,
-        "aten.transpose.int": _swap,
-        "aten.swapaxes.default": _swap,
-        "aten.swapdims.default": _swap,
-        "aten.movedim.int": _movedim,
-        "aten.movedim.intlist": _movedim,
-        "aten.moveaxis.int": _movedim,
-        "aten.moveaxis.intlist": _movedim,
-    },
-    summary="swapped or moved axes: transpose",
-))
+REGISTRY.add(
+    Composite(
+        "axis_orders",
+        aten={
+            "aten.t.default": _reversed_axes,
+            "aten.numpy_T.default": _reversed_axes,
+            "aten.mT.default": _matrix_transpose,
+            "aten.adjoint.default": _matrix_transpose,
+            "aten.transpose.int": _swap,
+            "aten.swapaxes.default": _swap,
+            "aten.swapdims.default": _swap,
+            "aten.movedim.int": _movedim,
+            "aten.movedim.intlist": _movedim,
+            "aten.moveaxis.int": _movedim,
+            "aten.moveaxis.intlist": _movedim,
+        },
+        summary="swapped or moved axes: transpose",
+    )
+)

@@ -32,7 +32,7 @@ def _sum(b: Builder, x: Value, offset: Value | None, name: str | None = None) ->
 def standardised(
     b: Builder, x: Value, axes: Sequence[int], eps: float, centred: bool = True
 ) -> tuple[Value, Value, Value]:
-    """``(x - mean) / sqrt(mean square + eps)`` over ``axes``, with the mean and the inverse root."""
+    """``(x - mean) / sqrt(mean square + eps)`` over ``axes``, the mean, and the inverse root."""
     mean = b.add("reduce_mean", x, axes=tuple(axes), keepdims=True)
     deviation = b.add("sub", x, mean) if centred else x
     square = b.add("square", deviation)
@@ -52,7 +52,11 @@ def _channels(b: Builder, v: Value | None, rank: int) -> Value | None:
 
 
 def _layer(
-    b: Builder, call: Call, axes: Sequence[int], parameters: tuple[Value | None, Value | None], eps: float
+    b: Builder,
+    call: Call,
+    axes: Sequence[int],
+    parameters: tuple[Value | None, Value | None],
+    eps: float,
 ) -> tuple[Value, Value, Value]:
     y, mean, inverse = standardised(b, call.inputs[0], axes, eps)
     scale, bias = parameters
@@ -62,7 +66,9 @@ def _layer(
 def _onnx_layer(b: Builder, call: Call) -> Value | tuple[Value, ...]:
     x = call.inputs[0]
     first = axis_of(call, call.attr("axis", -1), x.rank)
-    found = _layer(b, call, range(first, 0), (call.arg(1), call.arg(2)), float(call.attr("epsilon", 1e-5)))
+    found = _layer(
+        b, call, range(first, 0), (call.arg(1), call.arg(2)), float(call.attr("epsilon", 1e-5))
+    )
     return found[: call.outputs] if call.outputs > 1 else found[0]
 
 
@@ -78,7 +84,10 @@ def _native_layer(b: Builder, call: Call) -> tuple[Value, ...]:
 
 def _grouped(b: Builder, call: Call, x: Value, groups: int, eps: float) -> Value:
     if x.rank < 2 or groups < 1 or x.shape[1] % groups:
-        raise BadInput(f"{call.where or call.name}: {groups} groups do not divide the channels of shape {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: {groups} groups do not divide the channels "
+            f"of shape {x.shape}"
+        )
     inside = math.prod(x.shape[1:]) // groups
     y = standardised(b, reshaped(b, x, (x.shape[0], groups, inside)), (-1,), eps)[0]
     return reshaped(b, y, x.shape)
@@ -89,15 +98,21 @@ def _onnx_group(b: Builder, call: Call) -> Value:
     x, scale, bias = call.inputs[:3]
     groups = int(call.attr("num_groups"))
     y = _grouped(b, call, x, groups, float(call.attr("epsilon", 1e-5)))
-    per_channel = [v if v.shape == (x.shape[1],) else _repeated(b, call, v, x.shape[1]) for v in (scale, bias)]
+    per_channel = [
+        v if v.shape == (x.shape[1],) else _repeated(b, call, v, x.shape[1]) for v in (scale, bias)
+    ]
     scale, bias = (_channels(b, v, x.rank) for v in per_channel)
     return _sum(b, _product(b, y, scale), bias, call.name)
 
 
 def _repeated(b: Builder, call: Call, v: Value, channels: int) -> Value:
     if v.rank != 1 or not v.shape[0] or channels % v.shape[0]:
-        raise BadInput(f"{call.where or call.name}: a parameter of shape {v.shape} for {channels} channels")
-    return b.add("gather", v, indices=np.repeat(np.arange(v.shape[0]), channels // v.shape[0]), axis=-1)
+        raise BadInput(
+            f"{call.where or call.name}: a parameter of shape {v.shape} for {channels} channels"
+        )
+    return b.add(
+        "gather", v, indices=np.repeat(np.arange(v.shape[0]), channels // v.shape[0]), axis=-1
+    )
 
 
 def _aten_group(b: Builder, call: Call) -> Value:
@@ -120,7 +135,9 @@ def _native_group(b: Builder, call: Call) -> tuple[Value, ...]:
 def _onnx_instance(b: Builder, call: Call) -> Value:
     x, scale, bias = call.inputs[:3]
     y = standardised(b, x, range(2 - x.rank, 0), float(call.attr("epsilon", 1e-5)))[0]
-    return _sum(b, _product(b, y, _channels(b, scale, x.rank)), _channels(b, bias, x.rank), call.name)
+    return _sum(
+        b, _product(b, y, _channels(b, scale, x.rank)), _channels(b, bias, x.rank), call.name
+    )
 
 
 def _aten_instance(b: Builder, call: Call) -> Value:
@@ -170,7 +187,9 @@ def _variance(root: bool) -> Callable[[Builder, Call], Value]:
         axes = axes_of(call, dims, x.rank)
         count = math.prod(x.shape[a] for a in axes) - correction
         if count <= 0:
-            raise BadInput(f"{call.where or call.name}: a variance over {count + correction:g} elements")
+            raise BadInput(
+                f"{call.where or call.name}: a variance over {count + correction:g} elements"
+            )
         mean = b.add("reduce_mean", x, axes=axes, keepdims=True)
         square = b.add("square", b.add("sub", x, mean))
         total = b.add("reduce_sum", square, axes=axes, keepdims=keep)
@@ -192,42 +211,60 @@ def _all(names: Sequence[str], translate: Any) -> dict[str, Any]:
     return {f"aten.{name}": translate for name in names}
 
 
-REGISTRY.add(Composite(
-    "layer_norm",
-    onnx={"LayerNormalization": _onnx_layer},
-    aten={"aten.layer_norm.default": _aten_layer, "aten.native_layer_norm.default": _native_layer},
-    summary="normalisation over the last axes",
-))
-REGISTRY.add(Composite(
-    "group_norm",
-    onnx={"GroupNormalization": _onnx_group},
-    aten={"aten.group_norm.default": _aten_group, "aten.native_group_norm.default": _native_group},
-    summary="normalisation over groups of channels",
-))
-REGISTRY.add(Composite(
-    "instance_norm",
-    onnx={"InstanceNormalization": _onnx_instance},
-    aten={"aten.instance_norm.default": _aten_instance},
-    summary="normalisation of each channel over space",
-))
-REGISTRY.add(Composite(
-    "rms_norm",
-    onnx={"RMSNormalization": _onnx_rms},
-    aten={"aten.rms_norm.default": _aten_rms},
-    summary="division by the root of the mean square",
-))
-REGISTRY.add(Composite(
-    "mean_variance_norm",
-    onnx={"MeanVarianceNormalization": _mean_variance},
-    summary="zero mean and unit variance over axes",
-))
-REGISTRY.add(Composite(
-    "variance",
-    aten={
-        **_all(("var.default", "var.dim", "var.correction"), _variance(False)),
-        **_all(("std.default", "std.dim", "std.correction"), _variance(True)),
-    },
-    summary="variance and standard deviation",
-))
+REGISTRY.add(
+    Composite(
+        "layer_norm",
+        onnx={"LayerNormalization": _onnx_layer},
+        aten={
+            "aten.layer_norm.default": _aten_layer,
+            "aten.native_layer_norm.default": _native_layer,
+        },
+        summary="normalisation over the last axes",
+    )
+)
+REGISTRY.add(
+    Composite(
+        "group_norm",
+        onnx={"GroupNormalization": _onnx_group},
+        aten={
+            "aten.group_norm.default": _aten_group,
+            "aten.native_group_norm.default": _native_group,
+        },
+        summary="normalisation over groups of channels",
+    )
+)
+REGISTRY.add(
+    Composite(
+        "instance_norm",
+        onnx={"InstanceNormalization": _onnx_instance},
+        aten={"aten.instance_norm.default": _aten_instance},
+        summary="normalisation of each channel over space",
+    )
+)
+REGISTRY.add(
+    Composite(
+        "rms_norm",
+        onnx={"RMSNormalization": _onnx_rms},
+        aten={"aten.rms_norm.default": _aten_rms},
+        summary="division by the root of the mean square",
+    )
+)
+REGISTRY.add(
+    Composite(
+        "mean_variance_norm",
+        onnx={"MeanVarianceNormalization": _mean_variance},
+        summary="zero mean and unit variance over axes",
+    )
+)
+REGISTRY.add(
+    Composite(
+        "variance",
+        aten={
+            **_all(("var.default", "var.dim", "var.correction"), _variance(False)),
+            **_all(("std.default", "std.dim", "std.correction"), _variance(True)),
+        },
+        summary="variance and standard deviation",
+    )
+)
 
 __all__ = ["standardised"]

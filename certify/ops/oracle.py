@@ -29,8 +29,10 @@ TINY = 2.0**-1000  # far above the denormals, far below anything that matters
 FAR = 2.0**500  # bounds beyond it are treated as infinite, so products cannot overflow
 HUGE = 2.0**1000  # what an overflowed value is at least
 
-HULL_STEPS = 8  # cuts of the supporting-line search; it only affects tightness
-TANGENT_STEPS = 5
+# Both searches only affect tightness.
+HULL_STEPS = 10  # cuts of the supporting-line search ...
+SETTLED = 1e-5  # ... which ends where a cut gains this little of the first one
+TANGENT_STEPS = 4
 
 
 class Candidate(NamedTuple):
@@ -71,6 +73,7 @@ class Profile(ABC):
         steepest: a bound of ``|df|``, or None where the ends of an interval have the steepest.
         valid: ``(l, u) -> mask`` where h is defined and finite inside; None: everywhere.
         sag: ``(start, amount)``: beyond ``start`` the true function may lie lower by ``amount``.
+        centre: h(-z) = 2 centre - h(z), where the function has that symmetry.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -83,6 +86,7 @@ class Profile(ABC):
     steepest: float | None = 1.0
     valid: Callable[[Tensor, Tensor], Tensor] | None = None
     sag: tuple[float, float] | None = None
+    centre: float | None = None
 
     @abstractmethod
     def candidates(
@@ -112,11 +116,11 @@ def intercept(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Te
     import torch
 
     left, right = low.clamp(-FAR, FAR), high.clamp(-FAR, FAR)
-    best = None
-    for z, value, error in p.candidates(sign, left, right, k):
-        total = value - k * z - error
-        best = total if best is None else torch.minimum(best, total)
-    assert best is not None  # every profile has candidates
+    found = p.candidates(sign, left, right, k)
+    z, value, error = next(found)
+    best = value - k * z - error
+    for z, value, error in found:
+        best = torch.minimum(best, value - k * z - error)
     if p.sag is not None and sign > 0:
         best = best - p.sag[1] * (right > p.sag[0])
     ok = right >= left
@@ -160,28 +164,54 @@ def supporting(p: Profile, sign: int, low: Tensor, high: Tensor) -> Tensor:
 
     ``k mid + m(k)`` is concave in k. Two touching points on either side of the midpoint give the
     next k as the slope of their chord, and its touching point replaces one of them (Kelley 1960):
-    exact after a few steps for piecewise linear h, superlinear otherwise.
+    exact after a few steps for piecewise linear h, superlinear otherwise. Only elements that are
+    not settled go on.
     """
     import torch
 
     with torch.no_grad():
-        mid = 0.5 * low + 0.5 * high
-        a, b = low, high
-        va, vb = sign * p.f(low), sign * p.f(high)
-        tangent = sign * p.df(mid)
-        for _ in range(HULL_STEPS):
-            k = chord(a, va, b, vb, tangent)
-            z, v = _lowest(p, sign, low, high, k)
-            left = z < mid
-            a, va = torch.where(left, z, a), torch.where(left, v, va)
-            b, vb = torch.where(left, b, z), torch.where(left, vb, v)
-        k = chord(a, va, b, vb, tangent)
-        touches = _height(p, sign, low, high, tangent) >= _height(p, sign, low, high, k)
+        ends = low.reshape(-1), high.reshape(-1)
+        a, b, touches = _hull_points(p, sign, *ends)
+        va, vb = a[1].reshape(low.shape), b[1].reshape(low.shape)
+        left, right = a[0].reshape(low.shape), b[0].reshape(low.shape)
     # Once more with a graph: by the envelope theorem the slope feels the ends it touches, and
     # touching points inside only to second order.
-    va, vb = torch.where(a == low, sign * p.f(low), va), torch.where(b == high, sign * p.f(high), vb)
-    k = chord(torch.where(a == low, low, a), va, torch.where(b == high, high, b), vb, tangent)
-    return torch.where(touches, sign * p.df(0.5 * low + 0.5 * high), k)
+    va = torch.where(left == low, sign * p.f(low), va)
+    vb = torch.where(right == high, sign * p.f(high), vb)
+    left, right = torch.where(left == low, low, left), torch.where(right == high, high, right)
+    tangent = sign * p.df(0.5 * low + 0.5 * high)
+    return torch.where(touches.reshape(low.shape), tangent, chord(left, va, right, vb, tangent))
+
+
+def _hull_points(
+    p: Profile, sign: int, low: Tensor, high: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """For vectors: the envelope's touching points ``(z, value)`` left and right of the midpoints,
+    and where the tangent at the midpoint is the envelope."""
+    import torch
+
+    mid = 0.5 * low + 0.5 * high
+    tangent, there = sign * p.df(mid), sign * p.f(mid)
+    z, v = _lowest(p, sign, low, high, tangent)
+    touches = v + tangent * (mid - z) >= there - 2.0**-40 * there.abs()
+    z_a, v_a, z_b, v_b = low.clone(), sign * p.f(low), high.clone(), sign * p.f(high)
+    first, open_ = torch.full_like(low, inf), (~touches).nonzero().squeeze(1)
+    for _ in range(HULL_STEPS):
+        if not len(open_):
+            break
+        a, va, b, vb = z_a[open_], v_a[open_], z_b[open_], v_b[open_]
+        k = chord(a, va, b, vb, tangent[open_])
+        z, v = _lowest(p, sign, low[open_], high[open_], k)
+        gap = (va - v) - k * (a - z)  # how far the chord is from being below the function
+        first[open_] = torch.minimum(first[open_], gap.nan_to_num(inf))
+        noise = 16 * EPS * (v.abs() + va.abs() + vb.abs() + (k * z).abs())
+        go, left = gap > SETTLED * first[open_].clamp(min=0) + noise, z < mid[open_]
+        z_a[open_] = torch.where(go & left, z, a)
+        v_a[open_] = torch.where(go & left, v, va)
+        z_b[open_] = torch.where(go & ~left, z, b)
+        v_b[open_] = torch.where(go & ~left, v, vb)
+        open_ = open_[go]
+    return (z_a, v_a), (z_b, v_b), touches
 
 
 def chord(a: Tensor, va: Tensor, b: Tensor, vb: Tensor, otherwise: Tensor) -> Tensor:
@@ -193,27 +223,16 @@ def chord(a: Tensor, va: Tensor, b: Tensor, vb: Tensor, otherwise: Tensor) -> Te
     return torch.where(same, otherwise, (vb - va) / torch.where(same, 1.0, apart))
 
 
-def _height(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Tensor:
-    """How high the line of slope ``k`` is at the midpoint."""
-    z, value = _lowest(p, sign, low, high, k)
-    return value + k * (0.5 * low + 0.5 * high - z)
-
-
 def _lowest(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The touching point of the line of slope ``k`` and ``sign h`` there (no error terms)."""
     import torch
 
-    found: tuple[Tensor, Tensor, Tensor] | None = None
-    for z, value, _ in p.candidates(sign, low, high, k, rough=True):
-        total = value - k * z
-        if found is None:
-            found = z, value, total
-            continue
-        better = total < found[2]
-        found = (
-            torch.where(better, z, found[0]),
-            torch.where(better, value, found[1]),
-            torch.where(better, total, found[2]),
-        )
-    assert found is not None  # every profile has candidates
-    return found[0], found[1]
+    found = p.candidates(sign, low, high, k, rough=True)
+    z, value, _ = next(found)
+    least = value - k * z
+    for other, there, _ in found:
+        total = there - k * other
+        better = total < least
+        z, value = torch.where(better, other, z), torch.where(better, there, value)
+        least = torch.where(better, total, least)
+    return z, value

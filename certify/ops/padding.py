@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MODES = {
-    "constant": "constant", "reflect": "reflect", "edge": "edge", "replicate": "edge",
-    "wrap": "wrap", "circular": "wrap",
+    "constant": "constant",
+    "reflect": "reflect",
+    "edge": "edge",
+    "replicate": "edge",
+    "wrap": "wrap",
+    "circular": "wrap",
 }
 
 
@@ -35,7 +39,9 @@ def _shape(attrs: Any, x: Shape) -> Shape:
     shape, mode = list(x), attrs.get("mode", "constant")
     for axis, begin, end in _pairs(attrs):
         n, worst = x[axis], max(begin, end)
-        if mode != "constant" and (min(begin, end) < 0 or n == 0 or (mode == "reflect" and worst >= n)):
+        if mode != "constant" and (
+            min(begin, end) < 0 or n == 0 or (mode == "reflect" and worst >= n)
+        ):
             raise ValueError(f"pads {begin}, {end} do not fit mode {mode!r} on an axis of size {n}")
         if n + begin + end < 0 or n + min(begin, end) < 0:
             raise ValueError(f"pads {begin}, {end} remove more than an axis of size {n} has")
@@ -108,7 +114,12 @@ def _summands(site: Site) -> tuple[int, int]:
 
 
 def padded(
-    b: Builder, call: Call, x: Value, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0
+    b: Builder,
+    call: Call,
+    x: Value,
+    pads: tuple[int, ...],
+    mode: str = "constant",
+    value: float = 0.0,
 ) -> Value:
     """``x`` with ``pads`` (begin..., end... of its last axes); ``x`` itself where all are 0.
 
@@ -119,7 +130,9 @@ def padded(
     if any(abs(p) > LARGEST_TENSOR for p in pads):
         raise LimitExceeded(f"{call.where or call.name}: pads {pads} are beyond {LARGEST_TENSOR}")
     if mode not in _MODES:
-        raise Unsupported(f"{call.where or call.name}: padding mode {mode!r}; use one of {sorted(_MODES)}")
+        raise Unsupported(
+            f"{call.where or call.name}: padding mode {mode!r}; use one of {sorted(_MODES)}"
+        )
     if not any(pads):
         return x
     return b.add("pad", x, name=call.name, pads=pads, mode=_MODES[mode], value=float(value))
@@ -151,7 +164,13 @@ def _aten_pad(b: Builder, call: Call) -> Value:
 
 
 def _constant_pad(b: Builder, call: Call) -> Value:
-    return padded(b, call, call.inputs[0], _last_first(integers(call.inputs[1])), value=float(call.arg(2, 0.0)))
+    return padded(
+        b,
+        call,
+        call.inputs[0],
+        _last_first(integers(call.inputs[1])),
+        value=float(call.arg(2, 0.0)),
+    )
 
 
 def _named_pad(mode: str) -> Any:
@@ -161,33 +180,36 @@ def _named_pad(mode: str) -> Any:
     return translate
 
 
-_RULE = affine_rule(
-    _linear, transpose=_transpose, summands=_summands, monotone=True)
+_RULE = affine_rule(_linear, transpose=_transpose, summands=_summands, monotone=True)
 
-REGISTRY.add(Op(
-    "pad",
-    _forward,
-    _shape,
-    (
-        Example(((2, 3),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": 0.0}),
-        Example(((2, 3),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": -1.5}),
-        Example(((2, 4),), {"pads": (-1, 2), "mode": "constant", "value": 0.0}),
-        Example(((3, 3),), {"pads": (1, 2, 2, 0), "mode": "reflect"}),
-        Example(((3, 2),), {"pads": (1, 2, 2, 0), "mode": "edge"}),
-        Example(((3, 2),), {"pads": (1, 2, 2, 0), "mode": "wrap"}),
-    ),
-    affine=_RULE,
-    onnx={"Pad": _onnx_pad},
-    aten={"aten.pad.default": _aten_pad, "aten.constant_pad_nd.default": _constant_pad},
-    float32_roundings=0,
-    summary="padding with a value, by reflection, by the edge, or around",
-))
+REGISTRY.add(
+    Op(
+        "pad",
+        _forward,
+        _shape,
+        (
+            Example(((2, 3),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": 0.0}),
+            Example(((2, 3),), {"pads": (1, 0, 0, 2), "mode": "constant", "value": -1.5}),
+            Example(((2, 4),), {"pads": (-1, 2), "mode": "constant", "value": 0.0}),
+            Example(((3, 3),), {"pads": (1, 2, 2, 0), "mode": "reflect"}),
+            Example(((3, 2),), {"pads": (1, 2, 2, 0), "mode": "edge"}),
+            Example(((3, 2),), {"pads": (1, 2, 2, 0), "mode": "wrap"}),
+        ),
+        affine=_RULE,
+        onnx={"Pad": _onnx_pad},
+        aten={"aten.pad.default": _aten_pad, "aten.constant_pad_nd.default": _constant_pad},
+        float32_roundings=0,
+        summary="padding with a value, by reflection, by the edge, or around",
+    )
+)
 
-REGISTRY.add(Composite(
-    "named_pads",
-    aten={
-        **{f"aten.reflection_pad{k}d.default": _named_pad("reflect") for k in (1, 2, 3)},
-        **{f"aten.replication_pad{k}d.default": _named_pad("edge") for k in (1, 2, 3)},
-    },
-    summary="reflection and replication padding: pad",
-))
+REGISTRY.add(
+    Composite(
+        "named_pads",
+        aten={
+            **{f"aten.reflection_pad{k}d.default": _named_pad("reflect") for k in (1, 2, 3)},
+            **{f"aten.replication_pad{k}d.default": _named_pad("edge") for k in (1, 2, 3)},
+        },
+        summary="reflection and replication padding: pad",
+    )
+)

@@ -30,7 +30,9 @@ def _hstack(b: Builder, call: Call) -> Value:
 
 
 def _vstack(b: Builder, call: Call) -> Value:
-    values = [v if v.rank > 1 else reshaped(b, v, (1, *v.shape)) for v in listed(call, call.inputs[0])]
+    values = [
+        v if v.rank > 1 else reshaped(b, v, (1, *v.shape)) for v in listed(call, call.inputs[0])
+    ]
     return joined(b, values, -values[0].rank, call.name)
 
 
@@ -49,7 +51,9 @@ def _select(b: Builder, call: Call) -> Value:
 def _chosen(b: Builder, call: Call, x: Value, axis: int, index: int) -> Value:
     size = x.shape[axis]
     if not -size <= index < size:
-        raise BadInput(f"{call.where or call.name}: index {index} is outside an axis of size {size}")
+        raise BadInput(
+            f"{call.where or call.name}: index {index} is outside an axis of size {size}"
+        )
     index %= size
     place = x.rank + axis
     part = sliced(b, x, axis, index, index + 1)
@@ -65,7 +69,10 @@ def _unbind(b: Builder, call: Call) -> tuple[Value, ...]:
 def _parts(b: Builder, call: Call, axis: int, sizes: Sequence[int]) -> tuple[Value, ...]:
     x = call.inputs[0]
     if sum(sizes) != x.shape[axis] or any(n < 0 for n in sizes) or len(sizes) > MOST_PARTS:
-        raise BadInput(f"{call.where or call.name}: parts {tuple(sizes)[:8]} do not make up an axis of size {x.shape[axis]}")
+        raise BadInput(
+            f"{call.where or call.name}: parts {tuple(sizes)[:8]} do not make up "
+            f"an axis of size {x.shape[axis]}"
+        )
     ends = np.cumsum(sizes).tolist()
     return tuple(sliced(b, x, axis, end - n, end) for n, end in zip(sizes, ends, strict=True))
 
@@ -81,7 +88,7 @@ def _onnx_split(b: Builder, call: Call) -> tuple[Value, ...]:
     sizes = list(integers(call.static(1, call.attr("split"))))
     if not sizes:
         count, size = int(call.attr("num_outputs", call.outputs)), x.shape[axis]
-        if count < 1:
+        if not 1 <= count <= MOST_PARTS:
             raise BadInput(f"{call.where or call.name}: a split into {count} parts")
         sizes = _even(size, -(-size // count))
         sizes += [0] * (count - len(sizes))
@@ -115,24 +122,26 @@ def _tensor_split(b: Builder, call: Call) -> tuple[Value, ...]:
     return _parts(b, call, axis, sizes)
 
 
-REGISTRY.add(Composite(
-    "parts",
-    onnx={"Split": _onnx_split},
-    aten={
-        "aten.stack.default": _stack,
-        "aten.hstack.default": _hstack,
-        "aten.vstack.default": _vstack,
-        "aten.narrow.default": _narrow,
-        "aten.select.int": _select,
-        "aten.unbind.int": _unbind,
-        "aten.split.Tensor": _split,
-        "aten.split.sizes": _split,
-        "aten.split_with_sizes.default": _split,
-        "aten.unsafe_split.Tensor": _split,
-        "aten.chunk.default": _chunk,
-        "aten.unsafe_chunk.default": _chunk,
-        "aten.tensor_split.sections": _tensor_split,
-        "aten.tensor_split.indices": _tensor_split,
-    },
-    summary="stack: concat; split, chunk, unbind, select: slice",
-))
+REGISTRY.add(
+    Composite(
+        "parts",
+        onnx={"Split": _onnx_split},
+        aten={
+            "aten.stack.default": _stack,
+            "aten.hstack.default": _hstack,
+            "aten.vstack.default": _vstack,
+            "aten.narrow.default": _narrow,
+            "aten.select.int": _select,
+            "aten.unbind.int": _unbind,
+            "aten.split.Tensor": _split,
+            "aten.split.sizes": _split,
+            "aten.split_with_sizes.default": _split,
+            "aten.unsafe_split.Tensor": _split,
+            "aten.chunk.default": _chunk,
+            "aten.unsafe_chunk.default": _chunk,
+            "aten.tensor_split.sections": _tensor_split,
+            "aten.tensor_split.indices": _tensor_split,
+        },
+        summary="stack: concat; split, chunk, unbind, select: slice",
+    )
+)

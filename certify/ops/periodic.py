@@ -29,12 +29,14 @@ class Wave(Profile):
     peak: float = 0.0
 
     def slack(self, z: Tensor, value: Tensor) -> Tensor:
+        """See `Profile.slack`."""
         # Places of arcs are off by a few roundings of z, and |h'| <= 1.
         return EPS * (8 * value.abs() + 16 * z.abs()) + TINY
 
     def candidates(
         self, sign: int, low: Tensor, high: Tensor, k: Tensor, *, rough: bool = False
     ) -> Iterator[Candidate]:
+        """See `Profile.candidates`."""
         import torch
 
         large = torch.maximum(low.abs(), high.abs()) > LARGE
@@ -60,6 +62,7 @@ class Wave(Profile):
             yield Candidate(z, value, reach + self.slack(z, value) - below)
 
     def slope_range(self, sign: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Profile.slope_range`."""
         import torch
 
         return -torch.ones_like(low), torch.ones_like(low)
@@ -79,7 +82,21 @@ def _cos() -> Wave:
 
 WAVES = examples((-2.0, 2.0), (0.3, 1.0), (-40.0, 35.0), (100.0, 104.0))
 
-scalar("sin", torch_function("sin"), _sin, examples=WAVES, onnx={"Sin": None},
-       aten={"aten.sin.default": None, "aten.sin_.default": None}, summary="sine")
-scalar("cos", torch_function("cos"), _cos, examples=WAVES, onnx={"Cos": None},
-       aten={"aten.cos.default": None, "aten.cos_.default": None}, summary="cosine")
+scalar(
+    "sin",
+    torch_function("sin"),
+    _sin,
+    examples=WAVES,
+    onnx={"Sin": None},
+    aten={"aten.sin.default": None, "aten.sin_.default": None},
+    summary="sine",
+)
+scalar(
+    "cos",
+    torch_function("cos"),
+    _cos,
+    examples=WAVES,
+    onnx={"Cos": None},
+    aten={"aten.cos.default": None, "aten.cos_.default": None},
+    summary="cosine",
+)

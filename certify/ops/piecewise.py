@@ -15,7 +15,15 @@ from certify.ops.builder import Builder, Call, Value
 from certify.ops.corners import Corners, Point
 from certify.ops.curve import Curve, Piece
 from certify.ops.oracle import Tail
-from certify.ops.scalar import RANGES, examples, inplace, number, same_shape, scalar, simple, torch_function
+from certify.ops.scalar import (
+    RANGES,
+    examples,
+    inplace,
+    number,
+    scalar,
+    simple,
+    torch_function,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +53,9 @@ def _clip(min: float, max: float) -> Corners:
                 yield z, f(z)
 
     left, right = (Tail(float(not math.isfinite(end)), True) for end in (min, max))
-    return Corners(f, df, left=left, right=right, low=_order(min, max), high=max, monotone=1, points=points)
+    return Corners(
+        f, df, left=left, right=right, low=_order(min, max), high=max, monotone=1, points=points
+    )
 
 
 def _order(low: float, high: float) -> float:
@@ -66,7 +76,13 @@ def _hard_sigmoid(alpha: float, beta: float) -> Corners:
             yield z, f(z)
 
     return Corners(
-        f, df, low=0.0, high=1.0, monotone=1 if alpha >= 0 else -1, steepest=abs(alpha), points=points,
+        f,
+        df,
+        low=0.0,
+        high=1.0,
+        monotone=1 if alpha >= 0 else -1,
+        steepest=abs(alpha),
+        points=points,
         size=lambda z, value: abs(alpha) * z.abs() + (abs(beta) + 1),
     )
 
@@ -82,7 +98,12 @@ def _hard_swish() -> Curve:
         return torch.where(z > 3, 1.0, torch.where(z < -3, 0.0, inner))
 
     return Curve(
-        f, df, right=Tail(1.0, True), low=-0.375, steepest=1.5, steep=1.0,
+        f,
+        df,
+        right=Tail(1.0, True),
+        low=-0.375,
+        steepest=1.5,
+        steep=1.0,
         pieces=(Piece(-3.0, 0), Piece(3.0, 1, lambda k: 3 * k - 1.5), Piece(inf, 0)),
     )
 
@@ -122,11 +143,18 @@ def _stairs(name: str, offset: float, before: float) -> Any:
                 last = torch.ceil(high - offset) - 1 + offset
             shift = -before if sign > 0 else 1 - before
             for place in (first, last):
-                ok = (place > low) & (place <= high) if sign > 0 else (place >= low) & (place < high)
+                ok = (
+                    (place > low) & (place <= high) if sign > 0 else (place >= low) & (place < high)
+                )
                 yield torch.where(ok, place, low), torch.where(ok, place + shift, f(low))
 
         return Corners(
-            f, _zero, left=Tail(1.0, True), right=Tail(1.0, True), monotone=1, points=points,
+            f,
+            _zero,
+            left=Tail(1.0, True),
+            right=Tail(1.0, True),
+            monotone=1,
+            points=points,
             size=lambda z, value: z.abs() * (z.abs() > COARSE),
         )
 
@@ -183,7 +211,9 @@ def _hard_sigmoid_onnx(b: Builder, call: Call) -> Value:
 def _heaviside_aten(b: Builder, call: Call) -> Value:
     values = np.unique(np.asarray(call.static(1), dtype=np.float64))
     if values.size != 1:
-        raise Unsupported(f"{call.where or call.name}: heaviside with several values at 0; only one works")
+        raise Unsupported(
+            f"{call.where or call.name}: heaviside with several values at 0; only one works"
+        )
     return b.add("heaviside", call.arg(0), name=call.name, at_zero=float(values[0]))
 
 
@@ -193,31 +223,76 @@ _limits = _clip_aten(-inf, inf)
 _unit = _clip_aten(-1.0, 1.0)
 _six = simple("clip", min=0.0, max=6.0)
 
-scalar("clip", _clip_forward, _clip, shape=_clip_shape,
-       examples=CLIPS + examples((-2.0, 8.0), min=0.0, max=6.0) + examples(min=-inf, max=0.3)
-       + examples(min=0.1, max=inf),
-       onnx={"Clip": _clip_onnx},
-       aten=inplace("clamp", _limits) | inplace("clamp_min", _limits) | inplace("clamp_max", _clamp_max)
-       | inplace("hardtanh", _unit) | inplace("relu6", _six) | {"aten.clamp.Tensor": _limits},
-       float32_roundings=1,  # a limit that torch rounds to float32
-       summary="x limited to an interval (Clip, clamp, hardtanh, ReLU6)")
-scalar("hard_sigmoid", _hard_sigmoid_forward, _hard_sigmoid,
-       examples=examples(**SIXTH) + examples((-4.0, 4.0), (-1.0, 6.0), alpha=0.2, beta=0.5),
-       onnx={"HardSigmoid": _hard_sigmoid_onnx}, aten=inplace("hardsigmoid", simple("hard_sigmoid", **SIXTH)),
-       summary="alpha x + beta limited to [0, 1]")
-scalar("hard_swish", torch_function("hardswish"), _hard_swish, examples=examples(*RANGES, (2.0, 5.0), (-5.0, 0.0)),
-       onnx={"HardSwish": None}, aten=inplace("hardswish"), float32_roundings=4,
-       summary="x min(max(x + 3, 0), 6) / 6")
-scalar("sign", torch_function("sign"), lambda: _step(-1.0, 0.0, 1.0), onnx={"Sign": None}, aten=inplace("sign"),
-       float32_roundings=0, summary="-1, 0 or 1")
-scalar("heaviside", _heaviside_forward, lambda at_zero: _step(0.0, at_zero, 1.0),
-       examples=examples(at_zero=0.5) + examples((-1.0, 1.0), at_zero=2.0),
-       aten={"aten.heaviside.default": _heaviside_aten}, float32_roundings=0,
-       summary="0 below 0, 1 above it, a given value at it")
+scalar(
+    "clip",
+    _clip_forward,
+    _clip,
+    shape=_clip_shape,
+    examples=CLIPS
+    + examples((-2.0, 8.0), min=0.0, max=6.0)
+    + examples(min=-inf, max=0.3)
+    + examples(min=0.1, max=inf),
+    onnx={"Clip": _clip_onnx},
+    aten=inplace("clamp", _limits)
+    | inplace("clamp_min", _limits)
+    | inplace("clamp_max", _clamp_max)
+    | inplace("hardtanh", _unit)
+    | inplace("relu6", _six)
+    | {"aten.clamp.Tensor": _limits},
+    float32_roundings=1,  # a limit that torch rounds to float32
+    summary="x limited to an interval (Clip, clamp, hardtanh, ReLU6)",
+)
+scalar(
+    "hard_sigmoid",
+    _hard_sigmoid_forward,
+    _hard_sigmoid,
+    examples=examples(**SIXTH) + examples((-4.0, 4.0), (-1.0, 6.0), alpha=0.2, beta=0.5),
+    onnx={"HardSigmoid": _hard_sigmoid_onnx},
+    aten=inplace("hardsigmoid", simple("hard_sigmoid", **SIXTH)),
+    summary="alpha x + beta limited to [0, 1]",
+)
+scalar(
+    "hard_swish",
+    torch_function("hardswish"),
+    _hard_swish,
+    examples=examples(*RANGES, (2.0, 5.0), (-5.0, 0.0)),
+    onnx={"HardSwish": None},
+    aten=inplace("hardswish"),
+    float32_roundings=4,
+    summary="x min(max(x + 3, 0), 6) / 6",
+)
+scalar(
+    "sign",
+    torch_function("sign"),
+    lambda: _step(-1.0, 0.0, 1.0),
+    onnx={"Sign": None},
+    aten=inplace("sign"),
+    float32_roundings=0,
+    summary="-1, 0 or 1",
+)
+scalar(
+    "heaviside",
+    _heaviside_forward,
+    lambda at_zero: _step(0.0, at_zero, 1.0),
+    examples=examples(at_zero=0.5) + examples((-1.0, 1.0), at_zero=2.0),
+    aten={"aten.heaviside.default": _heaviside_aten},
+    float32_roundings=0,
+    summary="0 below 0, 1 above it, a given value at it",
+)
 for _name, _onnx, _offset, _before in (
-    ("floor", "Floor", 0.0, 1.0), ("ceil", "Ceil", 0.0, 0.0), ("round", "Round", 0.5, 0.5),
+    ("floor", "Floor", 0.0, 1.0),
+    ("ceil", "Ceil", 0.0, 0.0),
+    ("round", "Round", 0.5, 0.5),
 ):
-    scalar(_name, torch_function(_name), _stairs(_name, _offset, _before),
-           examples=examples(*RANGES, (-0.4, 0.4)), onnx={_onnx: None}, aten=inplace(_name),
-           float32_roundings=0, summary="to the nearest integer, halves to even" if _name == "round" else
-           f"the next integer {'below' if _name == 'floor' else 'above'}")
+    scalar(
+        _name,
+        torch_function(_name),
+        _stairs(_name, _offset, _before),
+        examples=examples(*RANGES, (-0.4, 0.4)),
+        onnx={_onnx: None},
+        aten=inplace(_name),
+        float32_roundings=0,
+        summary="to the nearest integer, halves to even"
+        if _name == "round"
+        else f"the next integer {'below' if _name == 'floor' else 'above'}",
+    )

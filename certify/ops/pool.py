@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from certify.core.errors import BadInput
+from certify.core.errors import BadInput, Unsupported
 from certify.core.graph import Shape
 from certify.ops.arguments import integers, spread
 from certify.ops.builder import Builder, Call, Value
@@ -27,10 +27,14 @@ def _counts_of_windows(attrs: Any, size: Shape, kernel: Shape, window: Window) -
         size, window.reach(kernel), window.strides, window.begins, window.ends, strict=True
     ):
         room = n + p + q - r
-        if room < 0:
-            raise ValueError(f"a window that spans {r} does not fit into {n} elements with pads {p} and {q}")
         count = (-(-room // s) if attrs.get("ceil_mode") else room // s) + 1
-        found.append(count - 1 if attrs.get("ceil_mode") and (count - 1) * s >= n + p else count)
+        if attrs.get("ceil_mode") and (count - 1) * s >= n + p:
+            count -= 1
+        if count < 1:
+            raise ValueError(
+                f"a kernel that spans {r} does not fit into {n} elements with pads {p} and {q}"
+            )
+        found.append(count)
     return tuple(found)
 
 
@@ -71,7 +75,14 @@ def _forward(site: Site, x: Tensor) -> Tensor:
     rank = len(kernel)
     window = window_of(site.attrs, rank)
     reach = window.reach(kernel)
-    sizes = zip(site.shapes[0][-rank:], site.shape[-rank:], window.strides, window.begins, reach, strict=True)
+    sizes = zip(
+        site.shapes[0][-rank:],
+        site.shape[-rank:],
+        window.strides,
+        window.begins,
+        reach,
+        strict=True,
+    )
     ends = tuple((m - 1) * s + r - p - n for n, m, s, p, r in sizes)  # negative: never looked at
     y = bordered(x, window.begins, ends)
     for k in range(rank):
@@ -112,11 +123,27 @@ def _summands(site: Site) -> tuple[int, int]:
 def _onnx_average(b: Builder, call: Call) -> Value:
     x, kernel = call.inputs[0], integers(call.attr("kernel_shape"))
     if not kernel or x.rank != len(kernel) + 2:
-        raise BadInput(f"{call.where or call.name}: kernel_shape {kernel} over a tensor of shape {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: kernel_shape {kernel} over a tensor of shape {x.shape}"
+        )
+    if (
+        call.attr("auto_pad", "").startswith("SAME")
+        and max(integers(call.attr("dilations")) or (1,)) > 1
+    ):
+        raise Unsupported(
+            f"{call.where or call.name}: auto_pad together with dilations; runtimes disagree "
+            f"on what it means, give pads instead"
+        )
     window = onnx_window(call, x.shape[2:], kernel)
-    return b.add("average_pool", x, name=call.name, kernel=kernel, **window,
-                 ceil_mode=bool(call.attr("ceil_mode", 0)),
-                 count_include_pad=bool(call.attr("count_include_pad", 0)))
+    return b.add(
+        "average_pool",
+        x,
+        name=call.name,
+        kernel=kernel,
+        **window,
+        ceil_mode=bool(call.attr("ceil_mode", 0)),
+        count_include_pad=bool(call.attr("count_include_pad", 0)),
+    )
 
 
 def _aten_average(rank: int) -> Any:
@@ -124,9 +151,16 @@ def _aten_average(rank: int) -> Any:
         kernel = spread(call.inputs[1], rank, 1)
         stride = integers(call.arg(2)) or kernel
         window = aten_window(call, rank, stride, call.arg(3, 0), 1)
-        return b.add("average_pool", call.inputs[0], name=call.name, kernel=kernel, **window,
-                     ceil_mode=bool(call.arg(4, False)), count_include_pad=bool(call.arg(5, True)),
-                     divisor=call.arg(6))
+        return b.add(
+            "average_pool",
+            call.inputs[0],
+            name=call.name,
+            kernel=kernel,
+            **window,
+            ceil_mode=bool(call.arg(4, False)),
+            count_include_pad=bool(call.arg(5, True)),
+            divisor=call.arg(6),
+        )
 
     return translate
 
@@ -135,7 +169,7 @@ def _adaptive(rank: int) -> Any:
     """Windows from ``floor(i n / m)`` to ``ceil((i + 1) n / m)``, one axis after the other."""
 
     def translate(b: Builder, call: Call) -> Value:
-        x = call.inputs[0]
+        x: Value = call.inputs[0]
         given = call.inputs[1]
         wanted = tuple(given) if isinstance(given, (list, tuple)) else (given,) * rank
         wanted = wanted * rank if len(wanted) == 1 else wanted
@@ -174,8 +208,14 @@ affine(
     roundings=1,
     examples=(
         Example(((1, 2, 4, 4),), {"kernel": (2, 2), "strides": (2, 2)}),
-        Example(((2, 5, 4),), {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 0, 1), "count_include_pad": True}),
-        Example(((1, 1, 5, 5),), {"kernel": (2, 3), "strides": (2, 2), "pads": (0, 1, 0, 1), "ceil_mode": True}),
+        Example(
+            ((2, 5, 4),),
+            {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 0, 1), "count_include_pad": True},
+        ),
+        Example(
+            ((1, 1, 5, 5),),
+            {"kernel": (2, 3), "strides": (2, 2), "pads": (0, 1, 0, 1), "ceil_mode": True},
+        ),
         Example(((2, 7),), {"kernel": (3,), "dilations": (2,), "strides": (1,), "divisor": 2}),
     ),
     onnx={"AveragePool": _onnx_average},
@@ -184,11 +224,18 @@ affine(
     summary="mean over sliding windows",
 )
 
-REGISTRY.add(Composite(
-    "adaptive_average",
-    aten={name: _adaptive(k) for k in (1, 2, 3) for name in (
-        f"aten.adaptive_avg_pool{k}d.default", f"aten._adaptive_avg_pool{k}d.default")
-        if not (k == 1 and "_adaptive" in name.split(".")[1][:9])},
-    summary="average pooling to a given size",
-))
-
+REGISTRY.add(
+    Composite(
+        "adaptive_average",
+        aten={
+            name: _adaptive(k)
+            for k in (1, 2, 3)
+            for name in (
+                f"aten.adaptive_avg_pool{k}d.default",
+                f"aten._adaptive_avg_pool{k}d.default",
+            )
+            if not (k == 1 and "_adaptive" in name.split(".")[1][:9])
+        },
+        summary="average pooling to a given size",
+    )
+)

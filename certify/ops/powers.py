@@ -26,8 +26,15 @@ def _exp() -> Curve:
         return torch.log(k.clamp(min=0.0))
 
     return Curve(
-        torch.exp, torch.exp, left=Tail(0.0, True, 1), right=Tail(inf, False, 1), low=0.0, monotone=1,
-        bend=1, steepest=None, pieces=(Piece(inf, 1, left),),
+        torch.exp,
+        torch.exp,
+        left=Tail(0.0, True, 1),
+        right=Tail(inf, False, 1),
+        low=0.0,
+        monotone=1,
+        bend=1,
+        steepest=None,
+        pieces=(Piece(inf, 1, left),),
     )
 
 
@@ -35,7 +42,12 @@ def _log() -> Curve:
     import torch
 
     return Curve(
-        torch.log, lambda z: 1 / z, right=Tail(0.0, False, -1), monotone=1, bend=-1, steepest=None,
+        torch.log,
+        lambda z: 1 / z,
+        right=Tail(0.0, False, -1),
+        monotone=1,
+        bend=-1,
+        steepest=None,
         pieces=(Piece(inf, -1, lambda k: 1 / k.clamp(min=NORMAL)),),
         valid=lambda low, high: (low >= 0) & (high > 0),
     )
@@ -45,8 +57,14 @@ def _sqrt() -> Curve:
     import torch
 
     return Curve(
-        torch.sqrt, lambda z: 0.5 / torch.sqrt(z), right=Tail(0.0, False, -1), low=0.0, monotone=1,
-        bend=-1, steepest=None, pieces=(Piece(inf, -1, lambda k: (0.5 / k.clamp(min=NORMAL)).square()),),
+        torch.sqrt,
+        lambda z: 0.5 / torch.sqrt(z),
+        right=Tail(0.0, False, -1),
+        low=0.0,
+        monotone=1,
+        bend=-1,
+        steepest=None,
+        pieces=(Piece(inf, -1, lambda k: (0.5 / k.clamp(min=NORMAL)).square()),),
         valid=lambda low, high: low >= 0,
     )
 
@@ -55,7 +73,12 @@ def _rsqrt() -> Curve:
     import torch
 
     return Curve(
-        torch.rsqrt, lambda z: -0.5 * torch.rsqrt(z) / z, low=0.0, monotone=-1, bend=1, steepest=None,
+        torch.rsqrt,
+        lambda z: -0.5 * torch.rsqrt(z) / z,
+        low=0.0,
+        monotone=-1,
+        bend=1,
+        steepest=None,
         right=Tail(0.0, True, 1),
         pieces=(Piece(inf, 1, lambda k: (-2 * k).clamp(min=NORMAL) ** (-2 / 3)),),
         valid=lambda low, high: (low >= 0) & (high > 0),
@@ -69,8 +92,12 @@ def _reciprocal() -> Curve:
         return torch.rsqrt((-k).clamp(min=NORMAL))
 
     return Curve(
-        torch.reciprocal, lambda z: -(1 / z).square(), left=Tail(0.0, True, -1),
-        right=Tail(0.0, True, 1), monotone=-1, steepest=None,
+        torch.reciprocal,
+        lambda z: -(1 / z).square(),
+        left=Tail(0.0, True, -1),
+        right=Tail(0.0, True, 1),
+        monotone=-1,
+        steepest=None,
         pieces=(Piece(0.0, -1, lambda k: -right(k)), Piece(inf, 1, right)),
         valid=lambda low, high: (low > 0) | (high < 0),
     )
@@ -78,8 +105,14 @@ def _reciprocal() -> Curve:
 
 def _square() -> Curve:
     return Curve(
-        lambda z: z * z, lambda z: 2 * z, left=Tail(-inf, False, 1), right=Tail(inf, False, 1), low=0.0,
-        bend=1, steepest=None, pieces=(Piece(inf, 1, lambda k: 0.5 * k),),
+        lambda z: z * z,
+        lambda z: 2 * z,
+        left=Tail(-inf, False, 1),
+        right=Tail(inf, False, 1),
+        low=0.0,
+        bend=1,
+        steepest=None,
+        pieces=(Piece(inf, 1, lambda k: 0.5 * k),),
     )
 
 
@@ -96,8 +129,15 @@ def _pow(exponent: float) -> Curve:
         return (k / p).abs().clamp(min=NORMAL) ** (1 / (p - 1))
 
     if p in (0.0, 1.0):
-        return Curve(f, lambda z: z * 0 + p, bend=1, monotone=int(p), pieces=(Piece(inf, 0),),
-                     left=Tail(p, True), right=Tail(p, True))
+        return Curve(
+            f,
+            lambda z: z * 0 + p,
+            bend=1,
+            monotone=int(p),
+            pieces=(Piece(inf, 0),),
+            left=Tail(p, True),
+            right=Tail(p, True),
+        )
     grows = Tail(inf, False, 1) if p > 1 else Tail(0.0, p < 0, 1 if p < 0 else -1)
     if p != int(p):
         return _real_power(p, f, df, size, grows)
@@ -115,9 +155,17 @@ def _pow(exponent: float) -> Curve:
     left = Tail(-grows.slope if even else grows.slope, grows.bounded, left_bend)
     whole = Piece(inf, 1, lambda k: _signed_root(k, p))
     return Curve(
-        f, df, left=left, right=grows, steepest=None, low=0.0 if even else -inf,
-        monotone=0 if even else (1 if p > 0 else -1), bend=1 if even else 0,
-        pieces=(whole,) if even and p > 0 else (Piece(0.0, left_bend, on_left), Piece(inf, 1, on_right)),
+        f,
+        df,
+        left=left,
+        right=grows,
+        steepest=None,
+        low=0.0 if even else -inf,
+        monotone=0 if even else (1 if p > 0 else -1),
+        bend=1 if even else 0,
+        pieces=(whole,)
+        if even and p > 0
+        else (Piece(0.0, left_bend, on_left), Piece(inf, 1, on_right)),
         valid=None if p > 0 else lambda low, high: (low > 0) | (high < 0),
     )
 
@@ -129,7 +177,13 @@ def _real_power(p: float, f: Any, df: Any, size: Any, grows: Tail) -> Curve:
     bend = -1 if 0 < p < 1 else 1
     beyond = inf if p < 1 else 0.0
     return Curve(
-        f, df, right=grows, low=0.0, monotone=1 if p > 0 else -1, bend=bend, steepest=None,
+        f,
+        df,
+        right=grows,
+        low=0.0,
+        monotone=1 if p > 0 else -1,
+        bend=bend,
+        steepest=None,
         turns=16 + 1000 * abs(p),  # the rounding of p - 1 counts |log z| times
         pieces=(Piece(inf, bend, lambda k: torch.where(k * p > 0, size(k), beyond)),),
         valid=lambda low, high: (low >= 0) & ((high > 0) | (p > 0)),
@@ -144,11 +198,14 @@ def _power(b: Builder, call: Call) -> Value:
     """``x ** c``; the exponents with a record of their own go there."""
     exponent = call.arg(1)
     if isinstance(exponent, Value) and exponent.constant is None:
-        raise Unsupported(f"{call.where or call.name}: a power whose exponent depends on the input; only constants work")
+        raise Unsupported(f"{call.where or call.name}: the exponent of a power must be a constant")
     values = np.unique(np.asarray(call.static(1), dtype=np.float64))
     if values.size != 1 or not np.isfinite(values).all():
-        raise BadInput(f"{call.where or call.name}: the exponent of a power must be one finite number")
-    x, p = call.arg(0), float(values[0])
+        raise BadInput(
+            f"{call.where or call.name}: the exponent of a power must be one finite number"
+        )
+    x: Value = call.arg(0)
+    p = float(values[0])
     if isinstance(exponent, Value):
         x = b.align(x, exponent.rank)
     if p == 1.0:
@@ -174,17 +231,69 @@ EXPONENTS = (
     + examples((0.2, 2.0), exponent=-1.3)
 )
 
-scalar("exp", torch_function("exp"), _exp, onnx={"Exp": None}, aten=inplace("exp"), summary="exponential")
-scalar("log", torch_function("log"), _log, examples=POSITIVE, onnx={"Log": None}, aten=inplace("log"),
-       summary="natural logarithm of x > 0")
-scalar("sqrt", torch_function("sqrt"), _sqrt, examples=POSITIVE + examples((0.0, 2.0)), onnx={"Sqrt": None},
-       aten=inplace("sqrt"), float32_roundings=1, summary="square root of x >= 0")
-scalar("rsqrt", torch_function("rsqrt"), _rsqrt, examples=POSITIVE, aten=inplace("rsqrt"),
-       summary="1 / sqrt(x) of x > 0")
-scalar("reciprocal", torch_function("reciprocal"), _reciprocal, examples=POSITIVE + examples((-3.0, -0.2)),
-       onnx={"Reciprocal": None}, aten=inplace("reciprocal"), float32_roundings=1,
-       summary="1 / x where x cannot be 0")
-scalar("square", torch_function("square"), _square, aten=inplace("square"), float32_roundings=1, summary="x squared")
-scalar("pow", _pow_forward, _pow, examples=EXPONENTS, onnx={"Pow": _power},
-       aten={"aten.pow.Tensor_Scalar": _power, "aten.pow_.Scalar": _power, "aten.pow.Tensor_Tensor": _power},
-       summary="x to a constant power; x >= 0 unless the exponent is an integer")
+scalar(
+    "exp",
+    torch_function("exp"),
+    _exp,
+    onnx={"Exp": None},
+    aten=inplace("exp"),
+    summary="exponential",
+)
+scalar(
+    "log",
+    torch_function("log"),
+    _log,
+    examples=POSITIVE,
+    onnx={"Log": None},
+    aten=inplace("log"),
+    summary="natural logarithm of x > 0",
+)
+scalar(
+    "sqrt",
+    torch_function("sqrt"),
+    _sqrt,
+    examples=POSITIVE + examples((0.0, 2.0)),
+    onnx={"Sqrt": None},
+    aten=inplace("sqrt"),
+    float32_roundings=1,
+    summary="square root of x >= 0",
+)
+scalar(
+    "rsqrt",
+    torch_function("rsqrt"),
+    _rsqrt,
+    examples=POSITIVE,
+    aten=inplace("rsqrt"),
+    summary="1 / sqrt(x) of x > 0",
+)
+scalar(
+    "reciprocal",
+    torch_function("reciprocal"),
+    _reciprocal,
+    examples=POSITIVE + examples((-3.0, -0.2)),
+    onnx={"Reciprocal": None},
+    aten=inplace("reciprocal"),
+    float32_roundings=1,
+    summary="1 / x where x cannot be 0",
+)
+scalar(
+    "square",
+    torch_function("square"),
+    _square,
+    aten=inplace("square"),
+    float32_roundings=1,
+    summary="x squared",
+)
+scalar(
+    "pow",
+    _pow_forward,
+    _pow,
+    examples=EXPONENTS,
+    onnx={"Pow": _power},
+    aten={
+        "aten.pow.Tensor_Scalar": _power,
+        "aten.pow_.Scalar": _power,
+        "aten.pow.Tensor_Tensor": _power,
+    },
+    summary="x to a constant power; x >= 0 unless the exponent is an integer",
+)

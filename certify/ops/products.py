@@ -79,7 +79,9 @@ def lower_plane(x: Interval, y: Interval, r: Tensor) -> tuple[Tensor, Tensor, Te
         return a, b, torch.where(finite, c, rest)
     a, b = mix(r, y), mix(r, x)
     corners = [p * q - a * p - b * q for p in x for q in y]
-    least = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
+    least = torch.minimum(
+        torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3])
+    )
     big_x, big_y = reach(*x), reach(*y)
     return a, b, below(least, big_x * big_y + a.abs() * big_x + b.abs() * big_y, 4)
 
@@ -105,6 +107,7 @@ class Planes(Lines):
     """`Lines` whose stated rounding weight covers the sums over broadcast axes."""
 
     def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
+        """As documented, times the number of terms added up per operand element."""
         return super().weight(magnitudes) * copies(self.site)
 
 
@@ -141,7 +144,9 @@ def _multiply(site: Site, x: Tensor, y: Tensor) -> Tensor:
 
 def _divide(site: Site, x: Tensor, y: Tensor) -> Tensor:
     if site.varies[1]:
-        raise Unsupported(f"{site.name}: 'div' takes a constant denominator; multiply by 'reciprocal'")
+        raise Unsupported(
+            f"{site.name}: 'div' takes a constant denominator; multiply by 'reciprocal'"
+        )
     return x / y
 
 
@@ -181,7 +186,9 @@ def divide(b: Builder, x: Value, y: Value, name: str | None = None) -> Value:
     if y.constant is None:
         return multiply(b, x, b.add("reciprocal", y), name)
     if not np.all(as_numpy(y.constant) != 0):
-        raise BadInput(f"{b.where or name or 'div'}: the denominator {y.name or 'constant'!r} has a zero in it")
+        raise BadInput(
+            f"{b.where or name or 'div'}: the denominator {y.name or 'constant'!r} has a zero in it"
+        )
     return b.add("div", *b.broadcast(x, y), name=name)
 
 
@@ -232,7 +239,10 @@ REGISTRY.add(
         ),
         relaxed=RelaxedRule(_interval, _relax, _slopes),
         onnx={"Mul": _mul},
-        aten={f"aten.{n}": _mul for n in ("mul.Tensor", "mul.Scalar", "mul_.Tensor", "mul_.Scalar", "multiply.Tensor")},
+        aten={
+            f"aten.{n}": _mul
+            for n in ("mul.Tensor", "mul.Scalar", "mul_.Tensor", "mul_.Scalar", "multiply.Tensor")
+        },
         float32_roundings=1,
         summary="x * y elementwise; McCormick planes where both vary",
     )
@@ -252,8 +262,12 @@ affine(
     ),
     onnx={"Div": _onnx_div},
     aten={
-        "aten.div.Tensor": _div, "aten.div.Scalar": _div, "aten.true_divide.Tensor": _div,
-        "aten.divide.Tensor": _div, "aten.div_.Tensor": _div, "aten.div_.Scalar": _div,
+        "aten.div.Tensor": _div,
+        "aten.div.Scalar": _div,
+        "aten.true_divide.Tensor": _div,
+        "aten.divide.Tensor": _div,
+        "aten.div_.Tensor": _div,
+        "aten.div_.Scalar": _div,
         "aten.div.Tensor_mode": _aten_div_mode,
         "aten.div.Scalar_mode": _aten_div_mode,
     },

@@ -129,14 +129,15 @@ class RelaxedRule:
             are `Interval` where variable, Tensor where constant.
         relax: ``(site, slopes, *operands) -> Relaxation``; ``slopes`` is None for the default.
         slopes: ``(site, *operands) -> tuple[Slope, ...]``; None when nothing is optimisable.
-        ambiguous: ``(lower, upper) -> bool mask``: where tighter bounds of the operand would help,
-            such as a ReLU's input with ``lower < 0 < upper``; None: wherever lower < upper.
+        ambiguous: ``(site, Interval) -> bool mask``: where tighter bounds of the (only variable)
+            operand would help, such as a ReLU's input with ``lower < 0 < upper``; None: wherever
+            lower < upper.
     """
 
     interval: Callable[..., Interval]
     relax: Callable[..., Relaxation]
     slopes: Callable[..., tuple[Slope, ...]] | None = None
-    ambiguous: Callable[[Tensor, Tensor], Tensor] | None = None
+    ambiguous: Callable[[Site, Interval], Tensor] | None = None
 
 
 class Example(NamedTuple):

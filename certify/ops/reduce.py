@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from certify.core.errors import BadInput
 from certify.core.graph import Shape
-from certify.ops.arguments import axes_of, axis_of, integers
+from certify.ops.arguments import axes_of, axis_of, integers, number_of
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.families import affine
 from certify.ops.record import REGISTRY, Composite, Example, Site
@@ -63,7 +61,9 @@ def _mean_summands(site: Site) -> tuple[int, int]:
 
 
 def _cumsum(site: Site, x: Tensor) -> Tensor:
-    return _running(x, site.attrs["axis"], site.attrs.get("exclusive", False), site.attrs.get("reverse", False))
+    return _running(
+        x, site.attrs["axis"], site.attrs.get("exclusive", False), site.attrs.get("reverse", False)
+    )
 
 
 def _running(x: Tensor, axis: int, exclusive: bool, reverse: bool) -> Tensor:
@@ -72,13 +72,17 @@ def _running(x: Tensor, axis: int, exclusive: bool, reverse: bool) -> Tensor:
     x = x.flip(axis) if reverse else x
     y = x.cumsum(axis)
     if exclusive and y.shape[axis]:  # shifted, not subtracted: a difference would be rounded
-        y = torch.cat((torch.zeros_like(y.narrow(axis, 0, 1)), y.narrow(axis, 0, y.shape[axis] - 1)), axis)
+        y = torch.cat(
+            (torch.zeros_like(y.narrow(axis, 0, 1)), y.narrow(axis, 0, y.shape[axis] - 1)), axis
+        )
     return y.flip(axis) if reverse else y
 
 
 def _cumsum_back(site: Site, A: Tensor, x: Any) -> tuple[Tensor]:
     attrs = site.attrs
-    return (_running(A, attrs["axis"], attrs.get("exclusive", False), not attrs.get("reverse", False)),)
+    return (
+        _running(A, attrs["axis"], attrs.get("exclusive", False), not attrs.get("reverse", False)),
+    )
 
 
 def _cumsum_shape(attrs: Any, x: Shape) -> Shape:
@@ -96,7 +100,7 @@ def _onnx_reduce(op: str, input_since: int) -> Callable[[Builder, Call], Value]:
     """Axes are an attribute before opset ``input_since``, an operand from there on."""
 
     def translate(b: Builder, call: Call) -> Value:
-        x = call.inputs[0]
+        x: Value = call.inputs[0]
         given = call.static(1) if call.opset >= input_since else call.attr("axes")
         if not integers(given) and call.attr("noop_with_empty_axes", 0):
             return x
@@ -108,7 +112,7 @@ def _onnx_reduce(op: str, input_since: int) -> Callable[[Builder, Call], Value]:
 
 def _aten_all(op: str) -> Callable[[Builder, Call], Value]:
     def translate(b: Builder, call: Call) -> Value:
-        x = call.inputs[0]
+        x: Value = call.inputs[0]
         return b.add(op, x, name=call.name, axes=axes_of(call, None, x.rank), keepdims=False)
 
     return translate
@@ -116,7 +120,7 @@ def _aten_all(op: str) -> Callable[[Builder, Call], Value]:
 
 def _aten_over(op: str) -> Callable[[Builder, Call], Value]:
     def translate(b: Builder, call: Call) -> Value:
-        x = call.inputs[0]
+        x: Value = call.inputs[0]
         axes = axes_of(call, call.arg(1), x.rank)
         return b.add(op, x, name=call.name, axes=axes, keepdims=bool(call.arg(2, False)))
 
@@ -124,25 +128,39 @@ def _aten_over(op: str) -> Callable[[Builder, Call], Value]:
 
 
 def _global_average(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     if x.rank < 3:
-        raise BadInput(f"{call.where or call.name}: a global pool over shape {x.shape} has no axes to pool")
+        raise BadInput(
+            f"{call.where or call.name}: a global pool over shape {x.shape} has no axes to pool"
+        )
     return b.add("reduce_mean", x, name=call.name, axes=tuple(range(2 - x.rank, 0)), keepdims=True)
 
 
 def _onnx_cumsum(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
-    axis = axis_of(call, np.asarray(call.static(1)).reshape(-1)[0], x.rank)
-    return b.add("cumsum", x, name=call.name, axis=axis,
-                 exclusive=bool(call.attr("exclusive", 0)), reverse=bool(call.attr("reverse", 0)))
+    x: Value = call.inputs[0]
+    axis = axis_of(call, number_of(call, 1), x.rank)
+    return b.add(
+        "cumsum",
+        x,
+        name=call.name,
+        axis=axis,
+        exclusive=bool(call.attr("exclusive", 0)),
+        reverse=bool(call.attr("reverse", 0)),
+    )
 
 
 def _aten_cumsum(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     if x.rank == 0:
         return x
-    return b.add("cumsum", x, name=call.name, axis=axis_of(call, call.inputs[1], x.rank),
-                 exclusive=False, reverse=False)
+    return b.add(
+        "cumsum",
+        x,
+        name=call.name,
+        axis=axis_of(call, call.inputs[1], x.rank),
+        exclusive=False,
+        reverse=False,
+    )
 
 
 _EXAMPLES = (
@@ -161,7 +179,10 @@ affine(
     monotone=True,
     examples=_EXAMPLES,
     onnx={"ReduceSum": _onnx_reduce("reduce_sum", 13)},
-    aten={"aten.sum.default": _aten_all("reduce_sum"), "aten.sum.dim_IntList": _aten_over("reduce_sum")},
+    aten={
+        "aten.sum.default": _aten_all("reduce_sum"),
+        "aten.sum.dim_IntList": _aten_over("reduce_sum"),
+    },
     float32_roundings=0,
     summary="sum over axes",
 )
@@ -176,7 +197,10 @@ affine(
     roundings=1,
     examples=_EXAMPLES,
     onnx={"ReduceMean": _onnx_reduce("reduce_mean", 18)},
-    aten={"aten.mean.default": _aten_all("reduce_mean"), "aten.mean.dim": _aten_over("reduce_mean")},
+    aten={
+        "aten.mean.default": _aten_all("reduce_mean"),
+        "aten.mean.dim": _aten_over("reduce_mean"),
+    },
     float32_roundings=0,
     summary="mean over axes",
 )
@@ -199,8 +223,10 @@ affine(
     summary="running sum along an axis",
 )
 
-REGISTRY.add(Composite(
-    "global_average",
-    onnx={"GlobalAveragePool": _global_average},
-    summary="mean over all spatial axes: reduce_mean",
-))
+REGISTRY.add(
+    Composite(
+        "global_average",
+        onnx={"GlobalAveragePool": _global_average},
+        summary="mean over all spatial axes: reduce_mean",
+    )
+)

@@ -28,9 +28,13 @@ def reduced_shape(attrs: Any, x: Shape) -> Shape:
 
 
 def gathered(site: Site, x: Tensor) -> Tensor:
-    """``(..., *shape)`` with the reduced axes moved to the end and flattened: ``(..., *kept, n)``."""
+    """``(..., *shape)`` with the reduced axes flattened at the end: ``(..., *kept, n)``."""
     axes = tuple(site.attrs["axes"])
-    return x.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)) if axes else x.unsqueeze(-1)
+    return (
+        x.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes))
+        if axes
+        else x.unsqueeze(-1)
+    )
 
 
 def scattered(site: Site, x: Tensor) -> Tensor:
@@ -39,7 +43,8 @@ def scattered(site: Site, x: Tensor) -> Tensor:
     if not axes:
         return x.squeeze(-1)
     sizes = [site.shapes[0][axis] for axis in axes]
-    return x.unflatten(-1, sizes).movedim(tuple(range(-len(axes), 0)), axes)
+    whole: Tensor = x.reshape(*x.shape[:-1], *sizes)
+    return whole.movedim(tuple(range(-len(axes), 0)), axes)
 
 
 def spread_rows(site: Site, A: Tensor) -> Tensor:
@@ -64,6 +69,7 @@ class Coupled:
     up_c: Tensor
 
     def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        """See `Relaxation.backward`."""
         import torch
 
         rows = spread_rows(self.site, A)
@@ -191,7 +197,7 @@ def reduction(op: str) -> Callable[[Builder, Call], Value]:
     """A translation of an ONNX reduction whose axes are an attribute or (later) an operand."""
 
     def translate(b: Builder, call: Call) -> Value:
-        x = call.arg(0)
+        x: Value = call.arg(0)
         axes = call.attr("axes", call.static(1))
         keep = bool(call.attr("keepdims", 1))
         if axes is None or len(axes) == 0:

@@ -26,17 +26,24 @@ class ReluLines(Lines):
     """
 
     def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        """See `Relaxation.backward`."""
         import torch
 
-        coefficient = A * torch.where(A > 0, self.low[0], self.up[0])
-        c = self.up_c
-        assert c is not None  # always given by `_relu_relax`
+        (low,), (up,), c = self.low, self.up, self.up_c
+        if low is None or up is None or c is None:
+            raise TypeError("ReLU lines need both slopes and the upper intercept")
+        coefficient = A * torch.where(A > 0, low, up)
         negative = A.clamp(max=0).flatten(2)
         bias = torch.matmul(negative, c.flatten(2).transpose(1, 2)).squeeze(2)
         if bool(bias.isnan().any()):  # 0 * inf: an intercept that is infinite but not used
             term = negative * c.flatten(2)
             bias = torch.where(negative == 0, 0.0, term).sum(-1)
         return (coefficient,), bias
+
+
+def straddles(site: Site, x: Interval) -> Tensor:
+    """Where the kink at 0 lies inside the interval; a NaN bound counts as that."""
+    return ~((x.lower >= 0) | (x.upper <= 0))
 
 
 def _relu_forward(site: Site, x: Tensor) -> Tensor:
@@ -49,7 +56,7 @@ def _relu_interval(site: Site, x: Interval) -> Interval:
     return Interval(x.lower.clamp(min=0), x.upper.clamp(min=0))
 
 
-def _relu_relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> ReluLines:
+def _relu_relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Any:
     """The triangle (Ehlers 2017) with CROWN's adaptive lower slope (Zhang et al. 2018).
 
     Any float would do as chord slope: the intercept is what both ends of the interval need, rounded
@@ -144,7 +151,9 @@ def _gap(halves: Halves, k: Tensor, z: Tensor) -> Tensor:
 
 def _same(halves: Halves, k: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Whether the slope at both ends is exactly k (so nothing can have underflowed)."""
-    return ((_slope_at(halves, low) == k) | (low == 0)) & ((_slope_at(halves, high) == k) | (high == 0))
+    return ((_slope_at(halves, low) == k) | (low == 0)) & (
+        (_slope_at(halves, high) == k) | (high == 0)
+    )
 
 
 def _chord(halves: Halves, low: Tensor, high: Tensor) -> Tensor:
@@ -181,13 +190,13 @@ def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     def interval(site: Site, x: Interval, *constants: Tensor) -> Interval:
         return _two_slope_interval(halves(site, x.lower, *constants), x, x.lower.dtype)
 
-    def relax(site: Site, slopes: Any, x: Interval, *constants: Tensor) -> Lines:
+    def relax(site: Site, slopes: Any, x: Interval, *constants: Tensor) -> Any:
         return _two_slope_lines(site, slopes, x, halves(site, x.lower, *constants))
 
     def slopes(site: Site, x: Interval, *constants: Tensor) -> tuple[Slope, ...]:
         return _two_slope_slopes(x, halves(site, x.lower, *constants))
 
-    op = Op(name, forward, relaxed=RelaxedRule(interval, relax, slopes), **names)
+    op = Op(name, forward, relaxed=RelaxedRule(interval, relax, slopes, straddles), **names)
     REGISTRY.add(op)
     return op
 
@@ -259,7 +268,7 @@ def _prelu_aten(b: Builder, call: Call) -> Value:
 
 def _prelu(b: Builder, call: Call, x: Value, slope: Value) -> Value:
     if slope.constant is None:
-        raise Unsupported(f"{call.where or call.name}: PRelu whose slope depends on the input; only constants work")
+        raise Unsupported(f"{call.where or call.name}: the slope of a PRelu must be a constant")
     return b.add("prelu", b.align(x, slope.rank), slope, name=call.name)
 
 
@@ -276,7 +285,7 @@ REGISTRY.add(
         _relu_forward,
         same_shape,
         examples(),
-        relaxed=RelaxedRule(_relu_interval, _relu_relax, _relu_slopes),
+        relaxed=RelaxedRule(_relu_interval, _relu_relax, _relu_slopes, straddles),
         onnx={"Relu": None},
         aten=inplace("relu"),
         float32_roundings=0,
@@ -288,7 +297,9 @@ _two_slopes(
     _leaky_forward,
     _leaky_halves,
     shape=same_shape,
-    examples=tuple(e for a in (0.01, 0.2, -0.5, 1.5) for e in examples((-2.0, 2.0), (-3.0, 1.0), alpha=a)),
+    examples=tuple(
+        e for a in (0.01, 0.2, -0.5, 1.5) for e in examples((-2.0, 2.0), (-3.0, 1.0), alpha=a)
+    ),
     onnx={"LeakyRelu": _leaky_onnx},
     aten=inplace("leaky_relu", _leaky_aten),
     float32_roundings=2,  # one for the product, one for alpha, which torch rounds to float32

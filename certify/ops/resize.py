@@ -22,8 +22,21 @@ if TYPE_CHECKING:
 
 _LONGEST_AXIS = 2**12  # a linear resize holds an (out, in) matrix per axis
 _PLACES = (
-    "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+)
 _ROUNDINGS = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+
+
+class Method(NamedTuple):
+    """How values are found: ONNX Resize's mode, coordinate transformation and nearest mode."""
+
+    mode: str
+    place: str
+    rounding: str = "floor"
 
 
 class Axis(NamedTuple):
@@ -112,7 +125,9 @@ def _shape(attrs: Any, x: Shape) -> Shape:
         if not -len(x) <= axis < 0 or x[axis] < 1 or out < 1:
             raise ValueError(f"an axis of shape {x} cannot take {out} elements")
         if max(out, x[axis]) > _LONGEST_AXIS:
-            raise ValueError(f"linear resizing from {x[axis]} to {out} elements is beyond {_LONGEST_AXIS}")
+            raise ValueError(
+                f"linear resizing from {x[axis]} to {out} elements is beyond {_LONGEST_AXIS}"
+            )
         shape[axis] = out
     if len(attrs["axes"]) > 4:
         raise ValueError("linear resizing of more than four axes")
@@ -127,19 +142,21 @@ def _summands(site: Site) -> tuple[int, int]:
     return under + 1, over + 1
 
 
-def resized(
-    b: Builder, call: Call, x: Value, axes: dict[int, Axis], mode: str, place: str, rounding: str
-) -> Value:
-    """``x`` resized along ``axes``; nearest neighbours become gathers.
+def resized(b: Builder, call: Call, axes: dict[int, Axis], method: Method) -> Value:
+    """The first operand resized along ``axes``; nearest neighbours become gathers.
 
     Raises:
         Unsupported: a mode, coordinate or rounding there is no rule for.
         LimitExceeded: the result would be too large.
     """
     where = call.where or call.name
+    x: Value = call.inputs[0]
+    mode, place, rounding = method
     if mode not in ("nearest", "linear"):
         raise Unsupported(f"{where}: resize mode {mode!r}; use nearest or linear")
-    if place not in _PLACES or rounding not in _ROUNDINGS:
+    # In this combination ties depend on the order of float operations.
+    ties = place == "half_pixel_symmetric" and mode == "nearest"
+    if place not in _PLACES or rounding not in _ROUNDINGS or ties:
         raise Unsupported(f"{where}: resize with {place!r}, {rounding!r}")
     if any(a.out < 1 or a.size < 1 for a in axes.values()):
         raise BadInput(f"{where}: resize of shape {x.shape} to an empty tensor")
@@ -155,8 +172,15 @@ def resized(
     kept = {k: a for k, a in axes.items() if a.out != a.size or a.scale not in (None, 1.0)}
     if not kept:
         return x
-    return b.add("resize", x, name=call.name, axes=tuple(kept), sizes=tuple(a.out for a in kept.values()),
-                 scales=tuple(a.scale for a in kept.values()), place=place)
+    return b.add(
+        "resize",
+        x,
+        name=call.name,
+        axes=tuple(kept),
+        sizes=tuple(a.out for a in kept.values()),
+        scales=tuple(a.scale for a in kept.values()),
+        place=place,
+    )
 
 
 def _onnx_resize(b: Builder, call: Call) -> Value:
@@ -170,7 +194,8 @@ def _onnx_resize(b: Builder, call: Call) -> Value:
     axes = [axis_of(call, a, x.rank) for a in integers(call.attr("axes")) or range(x.rank)]
     place = "asymmetric" if early else call.attr("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if early else call.attr("nearest_mode", "round_prefer_floor")
-    return resized(b, call, x, _planned(call, x, axes, sizes, scales), _mode(call), place, rounding)
+    method = Method(_mode(call), place, rounding)
+    return resized(b, call, _planned(call, x, axes, sizes, scales), method)
 
 
 def _mode(call: Call) -> str:
@@ -183,32 +208,38 @@ def _upsample(b: Builder, call: Call) -> Value:
     x = call.inputs[0]
     scales = call.static(1, call.attr("scales"))
     axes = _planned(call, x, list(range(-x.rank, 0)), None, scales)
-    return resized(b, call, x, axes, _mode(call), "asymmetric", "floor")
+    return resized(b, call, axes, Method(_mode(call), "asymmetric"))
 
 
 def _planned(call: Call, x: Value, axes: Sequence[int], sizes: Any, scales: Any) -> dict[int, Axis]:
     """What changes: sizes where given, else ``floor(size * scale)``, for each of ``axes``."""
     given = integers(sizes)
-    factors = [float(s) for s in np.asarray([] if scales is None else scales, dtype=np.float64).reshape(-1)]
+    factors = [
+        float(s) for s in np.asarray([] if scales is None else scales, dtype=np.float64).reshape(-1)
+    ]
     if len(given or factors) != len(axes) or any(not 0 < f < math.inf for f in factors):
-        raise BadInput(f"{call.where or call.name}: resize needs one size or one positive scale per axis")
+        raise BadInput(
+            f"{call.where or call.name}: resize needs one size or one positive scale per axis"
+        )
     found = {}
     for k, axis in enumerate(axes):
         n = x.shape[axis]
         if given:
             found[axis] = Axis(n, given[k], None)
         else:
-            found[axis] = Axis(n, math.floor(Fraction(factors[k]) * n), factors[k])
+            # ONNX Runtime multiplies in float32: 10 * 2.3f is 23 there, 22.9999995 in real numbers.
+            found[axis] = Axis(n, int(np.floor(np.float32(n) * np.float32(factors[k]))), factors[k])
     return {k: a for k, a in found.items() if a.out != a.size or a.scale not in (None, 1.0)}
 
 
-def _aten_sizes(call: Call, rank: int, scales: Any) -> dict[int, Axis]:
+def _aten_sizes(call: Call, rank: int, scales: Any, exact: bool = False) -> dict[int, Axis]:
+    """torch leaves alone an axis that keeps its size, whatever its scale (not nearest-exact)."""
     x, given = call.inputs[0], integers(call.inputs[1])
     factors = [None] * rank if scales is None else [None if s is None else float(s) for s in scales]
     found = {}
     for k, (n, factor) in enumerate(zip(x.shape[-rank:], factors, strict=True)):
         out = given[k] if given else math.floor(n * (factor or 1.0))
-        found[k - rank] = Axis(n, out, factor)
+        found[k - rank] = Axis(n, out, None if out == n and not exact else factor)
     return found
 
 
@@ -219,16 +250,16 @@ def _aten_linear(rank: int, listed: bool) -> Callable[[Builder, Call], Value]:
         scales = call.arg(3) if listed else call.inputs[3 : 3 + rank]
         axes = _aten_sizes(call, rank, scales)
         place = "align_corners" if call.inputs[2] else "half_pixel"
-        return resized(b, call, call.inputs[0], axes, "linear", place, "floor")
+        return resized(b, call, axes, Method("linear", place))
 
     return translate
 
 
 def _aten_nearest(rank: int, listed: bool, exact: bool) -> Callable[[Builder, Call], Value]:
     def translate(b: Builder, call: Call) -> Value:
-        x = call.inputs[0]
+        x: Value = call.inputs[0]
         scales = call.arg(2) if listed else call.inputs[2 : 2 + rank]
-        for axis, settings in _aten_sizes(call, rank, scales).items():
+        for axis, settings in _aten_sizes(call, rank, scales, exact).items():
             x = b.add("gather", x, indices=_torch_nearest(settings, exact), axis=axis)
         return x
 
@@ -236,10 +267,14 @@ def _aten_nearest(rank: int, listed: bool, exact: bool) -> Callable[[Builder, Ca
 
 
 def _torch_nearest(axis: Axis, exact: bool) -> np.ndarray:
-    """torch multiplies by the inverse scale, in float32."""
-    ratio = np.float32(1.0 / axis.scale) if axis.scale else np.float32(axis.size) / np.float32(axis.out)
+    """torch multiplies by the inverse scale, in float32, except when it doubles."""
+    if axis.out == 2 * axis.size and not exact:
+        return np.arange(axis.out, dtype=np.int64) // 2
+    ratio = (
+        np.float32(1.0 / axis.scale) if axis.scale else np.float32(axis.size) / np.float32(axis.out)
+    )
     places = np.arange(axis.out, dtype=np.float32)
-    chosen = np.floor((places + np.float32(0.5)) * ratio if exact else places * ratio)
+    chosen: np.ndarray = np.floor((places + np.float32(0.5)) * ratio if exact else places * ratio)
     return np.minimum(chosen.astype(np.int64), axis.size - 1)
 
 
@@ -250,7 +285,9 @@ def _aten_names() -> dict[str, Any]:
             listed = overload == "vec"
             found[f"aten.upsample_{name}.{overload}"] = _aten_linear(rank, listed)
             found[f"aten.upsample_nearest{rank}d.{overload}"] = _aten_nearest(rank, listed, False)
-            found[f"aten._upsample_nearest_exact{rank}d.{overload}"] = _aten_nearest(rank, listed, True)
+            found[f"aten._upsample_nearest_exact{rank}d.{overload}"] = _aten_nearest(
+                rank, listed, True
+            )
     return found
 
 

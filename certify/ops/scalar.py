@@ -10,7 +10,7 @@ from certify.core.graph import Shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.directed import round_down, round_up
 from certify.ops.families import Lines
-from certify.ops.oracle import FAR, HUGE, Profile, extreme_slope, intercept
+from certify.ops.oracle import EPS, FAR, HUGE, Profile, extreme_slope, intercept
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def scalar(
     def interval(site: Site, x: Interval) -> Interval:
         return bound(profile(**site.attrs), x)
 
-    def relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Lines:
+    def relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Any:
         return lines(profile(**site.attrs), site, slopes, x)
 
     def slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
@@ -75,7 +75,7 @@ def bound(p: Profile, x: Interval) -> Interval:
     import torch
 
     dtype = x.lower.dtype
-    low, high = x.lower.double().unsqueeze(1), x.upper.double().unsqueeze(1)
+    low, high = _ends(x)
     if p.monotone and not _any_far(low, high):
         ends = (low, high) if p.monotone > 0 else (high, low)
         least, most = p.f(ends[0]).clamp(max=HUGE), p.f(ends[1]).clamp(min=-HUGE)
@@ -86,7 +86,7 @@ def bound(p: Profile, x: Interval) -> Interval:
         least = torch.where(ok & (least == least), least, -torch.inf)
         most = torch.where(ok & (most == most), most, torch.inf)
     else:
-        flat = torch.zeros_like(low)
+        flat = low.new_zeros(())
         least, most = intercept(p, 1, low, high, flat), -intercept(p, -1, low, high, flat)
     defined = least > -torch.inf
     least = torch.where(defined, least.clamp(p.low, p.high), least)
@@ -96,8 +96,11 @@ def bound(p: Profile, x: Interval) -> Interval:
 
 def lines(p: Profile, site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Lines:
     """The tightest lines of the given slopes (below, above), or those of least area."""
+
     dtype = x.lower.dtype
-    low, high = x.lower.double().unsqueeze(1), x.upper.double().unsqueeze(1)
+    low, high = _ends(x)
+    if p.centre is not None:
+        return _odd_lines(p, site, slopes, low, high, dtype)
     found: list[tuple[Tensor, Tensor]] = []
     for side, sign in enumerate((1, -1)):
         given = default_slope(p, sign, low, high, dtype) if slopes is None else slopes[side]
@@ -105,6 +108,35 @@ def lines(p: Profile, site: Site, slopes: tuple[Tensor, ...] | None, x: Interval
         found.append((given, round_down(m, dtype)))
     (a, c), (b, d) = found
     return Lines(site, (a,), c, (b,), -d)
+
+
+def _odd_lines(
+    p: Profile,
+    site: Site,
+    slopes: tuple[Tensor, ...] | None,
+    low: Tensor,
+    high: Tensor,
+    dtype: torch.dtype,
+) -> Lines:
+    """Both lines in one go: the one above is the one below on the mirrored interval, mirrored."""
+    import torch
+
+    count = low.shape[0]
+    both = torch.cat((low, -high)), torch.cat((high, -low))
+    k = default_slope(p, 1, *both, dtype) if slopes is None else torch.cat(_alike(*slopes))
+    m = intercept(p, 1, *both, k.double())
+    centre = 2 * (p.centre or 0.0)
+    up = centre - m[count:] + 2 * EPS * centre
+    return Lines(
+        site, (k[:count],), round_down(m[:count], dtype), (k[count:],), round_up(up, dtype)
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with as many rows as the one that has more."""
+    rows = max(a.shape[1], b.shape[1])
+    shape = (-1, rows, *a.shape[2:])
+    return a.expand(shape), b.expand(shape)
 
 
 def default_slope(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,7 +151,7 @@ def slope_ranges(p: Profile, x: Interval) -> tuple[Slope, ...]:
     import torch
 
     dtype = x.lower.dtype
-    low, high = x.lower.double().unsqueeze(1), x.upper.double().unsqueeze(1)
+    low, high = _ends(x)
     left, right = low.clamp(-FAR, FAR), high.clamp(-FAR, FAR)
     fixed = (low < -FAR) | (high > FAR)
     found = []
@@ -129,6 +161,11 @@ def slope_ranges(p: Profile, x: Interval) -> tuple[Slope, ...]:
         least, most = (torch.where(fixed, start, k) for k in ends)
         found.append(Slope(start, least.minimum(start), most.maximum(start)))
     return tuple(found)
+
+
+def _ends(x: Interval) -> tuple[Tensor, Tensor]:
+    """Both ends as float64, ``(B, 1, *shape)``, without negative zeros (1 / sqrt(-0) is -inf)."""
+    return x.lower.double().unsqueeze(1) + 0.0, x.upper.double().unsqueeze(1) + 0.0
 
 
 def _finite(k: Tensor, dtype: torch.dtype) -> Tensor:

@@ -87,12 +87,12 @@ def moved(b: Builder, call: Call, x: Value, move: Callable[[np.ndarray], np.ndar
 
 
 def _onnx_gather(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     return taken(b, call, x, axis_of(call, call.attr("axis", 0), x.rank), call.static(1))
 
 
 def _index_select(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     return taken(b, call, x, axis_of(call, call.inputs[1], x.rank), np.atleast_1d(call.static(2)))
 
 
@@ -101,7 +101,7 @@ def _embedding(b: Builder, call: Call) -> Value:
 
 
 def _aten_index(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     index: list[Any] = []
     for given in call.inputs[1]:
         if isinstance(given, Value) and given.constant is None:
@@ -121,19 +121,21 @@ def _gather_elements(b: Builder, call: Call) -> Value:
 
 
 def _aten_gather(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     return _along(b, call, x, np.asarray(call.static(2)), axis_of(call, call.inputs[1], x.rank))
 
 
 def _along(b: Builder, call: Call, x: Value, indices: np.ndarray, axis: int) -> Value:
     """Elementwise gather; other axes of ``indices`` may be shorter than those of ``x``."""
     if indices.ndim != x.rank:
-        raise BadInput(f"{call.where or call.name}: indices of shape {indices.shape} do not fit {x.shape}")
+        raise BadInput(
+            f"{call.where or call.name}: indices of shape {indices.shape} do not fit {x.shape}"
+        )
 
     def move(positions: np.ndarray) -> np.ndarray:
         place = x.rank + axis
         cut = tuple(slice(None) if k == place else slice(n) for k, n in enumerate(indices.shape))
-        return np.take_along_axis(positions[cut], indices, axis)
+        return np.asarray(np.take_along_axis(positions[cut], indices, axis))
 
     return moved(b, call, x, move)
 
@@ -154,24 +156,28 @@ def _take(b: Builder, call: Call) -> Value:
 def _gather_nd(b: Builder, call: Call) -> Value:
     x, indices = call.inputs[0], np.asarray(call.static(1))
     batch = int(call.attr("batch_dims", 0))
+    if not 0 <= batch < min(x.rank, indices.ndim):
+        raise BadInput(f"{call.where or call.name}: batch_dims {batch} for shape {x.shape}")
 
     def move(positions: np.ndarray) -> np.ndarray:
-        grid = np.indices(indices.shape[:batch]).reshape(batch, *indices.shape[:batch],
-                                                         *(1,) * (indices.ndim - 1 - batch))
-        return positions[(*grid, *np.moveaxis(indices, -1, 0))]
+        grid = np.indices(indices.shape[:batch]).reshape(
+            batch, *indices.shape[:batch], *(1,) * (indices.ndim - 1 - batch)
+        )
+        return np.asarray(positions[(*grid, *np.moveaxis(indices, -1, 0))])
 
     return moved(b, call, x, move)
 
 
 def _flip(b: Builder, call: Call) -> Value:
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     for axis in axes_of(call, call.inputs[1], x.rank) if integers(call.inputs[1]) else ():
         x = b.add("gather", x, indices=np.arange(x.shape[axis])[::-1].copy(), axis=axis)
     return x
 
 
 def _roll(b: Builder, call: Call) -> Value:
-    x, shifts, axes = call.inputs[0], integers(call.inputs[1]), integers(call.arg(2))
+    x: Value = call.inputs[0]
+    shifts, axes = integers(call.inputs[1]), integers(call.arg(2))
     if not axes:
         return moved(b, call, x, lambda positions: np.roll(positions, shifts[0]))
     for shift, axis in zip(spread(shifts, len(axes), 0), axes, strict=True):
@@ -181,18 +187,20 @@ def _roll(b: Builder, call: Call) -> Value:
 
 
 def _rot90(b: Builder, call: Call) -> Value:
-    turns, axes = int(call.arg(1, 1)), integers(call.arg(2, (0, 1)))
-    return moved(b, call, call.inputs[0], lambda positions: np.rot90(positions, turns, axes))
+    turns, (one, two) = int(call.arg(1, 1)), integers(call.arg(2, (0, 1)))
+    return moved(b, call, call.inputs[0], lambda positions: np.rot90(positions, turns, (one, two)))
 
 
 def _diagonal(b: Builder, call: Call) -> Value:
     offset, one, two = (int(call.arg(k, d)) for k, d in ((1, 0), (2, 0), (3, 1)))
-    return moved(b, call, call.inputs[0], lambda positions: np.diagonal(positions, offset, one, two))
+    return moved(
+        b, call, call.inputs[0], lambda positions: np.diagonal(positions, offset, one, two)
+    )
 
 
 def _unfold(b: Builder, call: Call) -> Value:
     """``aten.unfold``: windows of ``size`` every ``step``, on a new last axis."""
-    x = call.inputs[0]
+    x: Value = call.inputs[0]
     axis = axis_of(call, call.inputs[1], x.rank)
     size, step = int(call.inputs[2]), int(call.inputs[3])
 
@@ -221,20 +229,22 @@ affine(
     summary="elements at constant indices of one axis",
 )
 
-REGISTRY.add(Composite(
-    "picks",
-    onnx={"GatherElements": _gather_elements, "GatherND": _gather_nd},
-    aten={
-        "aten.index.Tensor": _aten_index,
-        "aten.embedding.default": _embedding,
-        "aten.gather.default": _aten_gather,
-        "aten.take.default": _take,
-        "aten.take_along_dim.default": _take_along,
-        "aten.flip.default": _flip,
-        "aten.roll.default": _roll,
-        "aten.rot90.default": _rot90,
-        "aten.diagonal.default": _diagonal,
-        "aten.unfold.default": _unfold,
-    },
-    summary="constant indexing of any form, flip, roll, diagonal, windows: gather",
-))
+REGISTRY.add(
+    Composite(
+        "picks",
+        onnx={"GatherElements": _gather_elements, "GatherND": _gather_nd},
+        aten={
+            "aten.index.Tensor": _aten_index,
+            "aten.embedding.default": _embedding,
+            "aten.gather.default": _aten_gather,
+            "aten.take.default": _take,
+            "aten.take_along_dim.default": _take_along,
+            "aten.flip.default": _flip,
+            "aten.roll.default": _roll,
+            "aten.rot90.default": _rot90,
+            "aten.diagonal.default": _diagonal,
+            "aten.unfold.default": _unfold,
+        },
+        summary="constant indexing of any form, flip, roll, diagonal, windows: gather",
+    )
+)

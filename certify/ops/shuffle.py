@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from certify.core.errors import BadInput, Unsupported
-from certify.ops.aten_extras import written
 from certify.ops.arguments import spread
+from certify.ops.aten_extras import written
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.moves import permuted, reshaped
 from certify.ops.padding import padded
@@ -31,13 +31,21 @@ def _space(call: Call, rank: int) -> tuple[tuple[int, ...], int, int, int]:
     """Leading axes, channels, height and width of the first operand."""
     x = call.inputs[0]
     if x.rank < 3 or (rank and x.rank != rank):
-        raise BadInput(f"{call.where or call.name}: shape {x.shape} has no channel, height and width")
+        raise BadInput(
+            f"{call.where or call.name}: shape {x.shape} has no channel, height and width"
+        )
     return x.shape[:-3], x.shape[-3], x.shape[-2], x.shape[-1]
+
+
+def _block(call: Call, size: int) -> int:
+    if int(size) < 1:
+        raise BadInput(f"{call.where or call.name}: a block of size {size}")
+    return int(size)
 
 
 def _depth_to_space(b: Builder, call: Call) -> Value:
     (n,), c, h, w = _space(call, 4)
-    r = int(call.attr("blocksize"))
+    r = _block(call, call.attr("blocksize", 0))
     if call.attr("mode", "DCR") == "DCR":
         split, perm = (n, r, r, c // (r * r), h, w), (0, 3, 4, 1, 5, 2)
     else:
@@ -47,14 +55,14 @@ def _depth_to_space(b: Builder, call: Call) -> Value:
 
 def _space_to_depth(b: Builder, call: Call) -> Value:
     (n,), c, h, w = _space(call, 4)
-    r = int(call.attr("blocksize"))
+    r = _block(call, call.attr("blocksize", 0))
     split = (n, c, h // r, r, w // r, r)
     return _regrouped(b, call, split, (0, 3, 5, 1, 2, 4), (n, c * r * r, h // r, w // r))
 
 
 def _pixel_shuffle(b: Builder, call: Call) -> Value:
     lead, c, h, w = _space(call, 0)
-    r, k = int(call.inputs[1]), len(lead)
+    r, k = _block(call, call.inputs[1]), len(lead)
     split = (*lead, c // (r * r), r, r, h, w)
     perm = (*range(k), k, k + 3, k + 1, k + 4, k + 2)
     return _regrouped(b, call, split, perm, (*lead, c // (r * r), h * r, w * r))
@@ -62,7 +70,7 @@ def _pixel_shuffle(b: Builder, call: Call) -> Value:
 
 def _pixel_unshuffle(b: Builder, call: Call) -> Value:
     lead, c, h, w = _space(call, 0)
-    r, k = int(call.inputs[1]), len(lead)
+    r, k = _block(call, call.inputs[1]), len(lead)
     split = (*lead, c, h // r, r, w // r, r)
     perm = (*range(k), k, k + 2, k + 4, k + 1, k + 3)
     return _regrouped(b, call, split, perm, (*lead, c * r * r, h // r, w // r))
@@ -82,7 +90,9 @@ def _im2col(b: Builder, call: Call) -> Value:
 
     def taps(size: int, k: int) -> np.ndarray:
         count = (size - (kernel[k] - 1) * dilation[k] - 1) // stride[k] + 1
-        return np.arange(kernel[k])[:, None] * dilation[k] + np.arange(max(count, 0))[None] * stride[k]
+        return (
+            np.arange(kernel[k])[:, None] * dilation[k] + np.arange(max(count, 0))[None] * stride[k]
+        )
 
     rows, columns = taps(h, 0), taps(w, 1)
 
@@ -100,21 +110,25 @@ def _scatter_nd(b: Builder, call: Call) -> Value:
     return written(b, call, x, part, lambda places: places[tuple(np.moveaxis(indices, -1, 0))])
 
 
-REGISTRY.add(Composite(
-    "shuffles",
-    onnx={"DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth},
-    aten={
-        "aten.pixel_shuffle.default": _pixel_shuffle,
-        "aten.pixel_unshuffle.default": _pixel_unshuffle,
-        "aten.channel_shuffle.default": _channel_shuffle,
-        "aten.native_channel_shuffle.default": _channel_shuffle,
-        "aten.im2col.default": _im2col,
-    },
-    summary="between channels and space: reshape, transpose, gather",
-))
+REGISTRY.add(
+    Composite(
+        "shuffles",
+        onnx={"DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth},
+        aten={
+            "aten.pixel_shuffle.default": _pixel_shuffle,
+            "aten.pixel_unshuffle.default": _pixel_unshuffle,
+            "aten.channel_shuffle.default": _channel_shuffle,
+            "aten.native_channel_shuffle.default": _channel_shuffle,
+            "aten.im2col.default": _im2col,
+        },
+        summary="between channels and space: reshape, transpose, gather",
+    )
+)
 
-REGISTRY.add(Composite(
-    "scatters",
-    onnx={"ScatterND": _scatter_nd},
-    summary="a constant part of a tensor overwritten: concat, gather",
-))
+REGISTRY.add(
+    Composite(
+        "scatters",
+        onnx={"ScatterND": _scatter_nd},
+        summary="a constant part of a tensor overwritten: concat, gather",
+    )
+)

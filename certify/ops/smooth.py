@@ -38,7 +38,12 @@ def _s_shape(left: Any) -> tuple[Piece, ...]:
     return Piece(0.0, 1, left), Piece(inf, -1, lambda k: -left(k))
 
 
-_S_TAILS: dict[str, Any] = {"left": Tail(0.0, True, 1), "right": Tail(0.0, True, -1), "monotone": 1}
+_S_TAILS: dict[str, Any] = {
+    "left": Tail(0.0, True, 1),
+    "right": Tail(0.0, True, -1),
+    "monotone": 1,
+    "centre": 0.0,
+}
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
@@ -50,7 +55,15 @@ def _sigmoid_slope(z: Tensor) -> Tensor:
 def _sigmoid() -> Curve:
     import torch
 
-    return Curve(torch.sigmoid, _sigmoid_slope, low=0.0, high=1.0, steepest=0.25, pieces=_s_shape(_logit_slope), **_S_TAILS)
+    return Curve(
+        torch.sigmoid,
+        _sigmoid_slope,
+        low=0.0,
+        high=1.0,
+        steepest=0.25,
+        pieces=_s_shape(_logit_slope),
+        **_S_TAILS | {"centre": 0.5},
+    )
 
 
 def _tanh() -> Curve:
@@ -92,7 +105,14 @@ def _erf() -> Curve:
 
     # exp turns the rounding of z*z into a relative error z*z EPS; where df is normal z*z < 745.
     return Curve(
-        torch.erf, df, low=-1.0, high=1.0, steepest=1.13, steep=1.0, pieces=_s_shape(left), **_S_TAILS
+        torch.erf,
+        df,
+        low=-1.0,
+        high=1.0,
+        steepest=1.13,
+        steep=1.0,
+        pieces=_s_shape(left),
+        **_S_TAILS,
     )
 
 
@@ -122,7 +142,13 @@ def _log_sigmoid() -> Curve:
         return torch.sigmoid(-z)
 
     return Curve(
-        f, df, left=Tail(1.0, True, -1), right=Tail(0.0, True, -1), high=0.0, monotone=1, bend=-1,
+        f,
+        df,
+        left=Tail(1.0, True, -1),
+        right=Tail(0.0, True, -1),
+        high=0.0,
+        monotone=1,
+        bend=-1,
         pieces=(Piece(inf, -1, lambda k: -_logit(k)),),
     )
 
@@ -146,10 +172,22 @@ def _softplus(beta: float, threshold: float) -> Curve:
 
     # Above the threshold torch returns z itself, which is a little less. Far left, exp turns the
     # rounding of w into a relative error of |w| units.
-    sag = None if threshold == inf else (threshold / beta * (1 - 1e-12), math.exp(-threshold) / beta * 1.001)
+    sag = (
+        None
+        if threshold == inf
+        else (threshold / beta * (1 - 1e-12), math.exp(-threshold) / beta * 1.001)
+    )
     return Curve(
-        f, df, left=Tail(0.0, True, 1), right=Tail(1.0, True, 1), low=0.0, monotone=1, bend=1,
-        pieces=(Piece(inf, 1, lambda k: _logit(k) / beta),), sag=sag, steep=1.0,
+        f,
+        df,
+        left=Tail(0.0, True, 1),
+        right=Tail(1.0, True, 1),
+        low=0.0,
+        monotone=1,
+        bend=1,
+        pieces=(Piece(inf, 1, lambda k: _logit(k) / beta),),
+        sag=sag,
+        steep=1.0,
         size=lambda z, value: value.abs() * (1 + (beta * z).clamp(-800, 0).abs()),
     )
 
@@ -161,7 +199,9 @@ def _elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Curve:
     steep = alpha * scale * input_scale
 
     def f(z: Tensor) -> Tensor:
-        return torch.where(z > 0, scale * z, alpha * scale * torch.expm1(input_scale * z.clamp(max=0.0)))
+        return torch.where(
+            z > 0, scale * z, alpha * scale * torch.expm1(input_scale * z.clamp(max=0.0))
+        )
 
     def df(z: Tensor) -> Tensor:
         return torch.where(z > 0, scale, steep * torch.exp(input_scale * z.clamp(max=0.0)))
@@ -171,9 +211,16 @@ def _elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Curve:
 
     side = (steep > 0) - (steep < 0)
     return Curve(
-        f, df, left=Tail(0.0, True, side), right=Tail(scale, True), monotone=1 if alpha >= 0 else 0,
-        bend=1 if 0 <= steep <= scale else 0, steepest=max(abs(steep), scale),
-        low=-alpha * scale * (1 + 1e-15) if alpha >= 0 else -inf, ulps=16, steep=abs(steep),
+        f,
+        df,
+        left=Tail(0.0, True, side),
+        right=Tail(scale, True),
+        monotone=1 if alpha >= 0 else 0,
+        bend=1 if 0 <= steep <= scale else 0,
+        steepest=max(abs(steep), scale),
+        low=-alpha * scale * (1 + 1e-15) if alpha >= 0 else -inf,
+        ulps=16,
+        steep=abs(steep),
         pieces=(Piece(0.0, side, left if side else None), Piece(inf, 0)),
     )
 
@@ -196,7 +243,9 @@ def _softplus_forward(x: Tensor, beta: float, threshold: float) -> Tensor:
 
 def _softplus_shape(attrs: Any, x: Shape) -> Shape:
     if not attrs["beta"] > 0 or not attrs["threshold"] >= 0:
-        raise ValueError(f"beta {attrs['beta']} and threshold {attrs['threshold']} must be positive")
+        raise ValueError(
+            f"beta {attrs['beta']} and threshold {attrs['threshold']} must be positive"
+        )
     return x
 
 
@@ -226,7 +275,10 @@ def _elu_aten(b: Builder, call: Call) -> Value:
 
 
 def _selu_onnx(b: Builder, call: Call) -> Value:
-    alpha, gamma = call.attr("alpha", 1.67326319217681884765625), call.attr("gamma", 1.05070102214813232421875)
+    alpha, gamma = (
+        call.attr("alpha", 1.67326319217681884765625),
+        call.attr("gamma", 1.05070102214813232421875),
+    )
     return b.add("selu", call.arg(0), name=call.name, alpha=float(alpha), scale=float(gamma))
 
 
@@ -237,24 +289,90 @@ def _softplus_aten(b: Builder, call: Call) -> Value:
 
 SELU = {"alpha": 1.6732632423543772848170429916717, "scale": 1.0507009873554804934193349852946}
 
-scalar("sigmoid", torch_function("sigmoid"), _sigmoid, onnx={"Sigmoid": None},
-       aten=inplace("sigmoid") | {"aten.special_expit.default": None}, summary="1 / (1 + exp(-x))")
-scalar("tanh", torch_function("tanh"), _tanh, onnx={"Tanh": None}, aten=inplace("tanh"), summary="hyperbolic tangent")
-scalar("atan", torch_function("atan"), _atan, onnx={"Atan": None}, aten=inplace("atan"), summary="arc tangent")
-scalar("erf", torch_function("erf"), _erf, onnx={"Erf": None},
-       aten=inplace("erf") | {"aten.special_erf.default": None}, summary="error function")
-scalar("softsign", torch_function("softsign"), _softsign, onnx={"Softsign": None}, summary="x / (1 + |x|)")
-scalar("log_sigmoid", torch_function("logsigmoid"), _log_sigmoid, aten={"aten.log_sigmoid.default": simple("log_sigmoid")},
-       summary="log of the sigmoid")
-scalar("softplus", _softplus_forward, _softplus, shape=_softplus_shape,
-       examples=examples(beta=1.0, threshold=inf) + examples((-3.0, 8.0), beta=2.5, threshold=10.0),
-       onnx={"Softplus": simple("softplus", beta=1.0, threshold=inf)},
-       aten={"aten.softplus.default": _softplus_aten}, summary="log(1 + exp(beta x)) / beta, x above the threshold")
-scalar("elu", torch_function("elu"), _elu, examples=examples(alpha=1.0) + examples((-3.0, 2.0), alpha=2.5)
-       + examples((-3.0, 2.0), alpha=0.3) + examples((-2.0, 1.0), alpha=-0.7),
-       onnx={"Elu": _alpha("elu")[0]}, aten=inplace("elu", _elu_aten), summary="x, or alpha (exp(x) - 1) below 0")
-scalar("selu", _selu_forward, _elu, examples=examples(**SELU), onnx={"Selu": _selu_onnx},
-       aten=inplace("selu", simple("selu", **SELU)), summary="scaled ELU")
-scalar("celu", torch_function("celu"), _celu, shape=_celu_shape, examples=examples(alpha=1.0) + examples((-4.0, 2.0), alpha=1.7),
-       onnx={"Celu": _alpha("celu")[0]}, aten=inplace("celu", _alpha("celu")[1]),
-       summary="x, or alpha (exp(x / alpha) - 1) below 0")
+scalar(
+    "sigmoid",
+    torch_function("sigmoid"),
+    _sigmoid,
+    onnx={"Sigmoid": None},
+    aten=inplace("sigmoid") | {"aten.special_expit.default": None},
+    summary="1 / (1 + exp(-x))",
+)
+scalar(
+    "tanh",
+    torch_function("tanh"),
+    _tanh,
+    onnx={"Tanh": None},
+    aten=inplace("tanh"),
+    summary="hyperbolic tangent",
+)
+scalar(
+    "atan",
+    torch_function("atan"),
+    _atan,
+    onnx={"Atan": None},
+    aten=inplace("atan"),
+    summary="arc tangent",
+)
+scalar(
+    "erf",
+    torch_function("erf"),
+    _erf,
+    onnx={"Erf": None},
+    aten=inplace("erf") | {"aten.special_erf.default": None},
+    summary="error function",
+)
+scalar(
+    "softsign",
+    torch_function("softsign"),
+    _softsign,
+    onnx={"Softsign": None},
+    summary="x / (1 + |x|)",
+)
+scalar(
+    "log_sigmoid",
+    torch_function("logsigmoid"),
+    _log_sigmoid,
+    aten={"aten.log_sigmoid.default": simple("log_sigmoid")},
+    summary="log of the sigmoid",
+)
+scalar(
+    "softplus",
+    _softplus_forward,
+    _softplus,
+    shape=_softplus_shape,
+    examples=examples(beta=1.0, threshold=inf) + examples((-3.0, 8.0), beta=2.5, threshold=10.0),
+    onnx={"Softplus": simple("softplus", beta=1.0, threshold=inf)},
+    aten={"aten.softplus.default": _softplus_aten},
+    summary="log(1 + exp(beta x)) / beta, x above the threshold",
+)
+scalar(
+    "elu",
+    torch_function("elu"),
+    _elu,
+    examples=examples(alpha=1.0)
+    + examples((-3.0, 2.0), alpha=2.5)
+    + examples((-3.0, 2.0), alpha=0.3)
+    + examples((-2.0, 1.0), alpha=-0.7),
+    onnx={"Elu": _alpha("elu")[0]},
+    aten=inplace("elu", _elu_aten),
+    summary="x, or alpha (exp(x) - 1) below 0",
+)
+scalar(
+    "selu",
+    _selu_forward,
+    _elu,
+    examples=examples(**SELU),
+    onnx={"Selu": _selu_onnx},
+    aten=inplace("selu", simple("selu", **SELU)),
+    summary="scaled ELU",
+)
+scalar(
+    "celu",
+    torch_function("celu"),
+    _celu,
+    shape=_celu_shape,
+    examples=examples(alpha=1.0) + examples((-4.0, 2.0), alpha=1.7),
+    onnx={"Celu": _alpha("celu")[0]},
+    aten=inplace("celu", _alpha("celu")[1]),
+    summary="x, or alpha (exp(x / alpha) - 1) below 0",
+)

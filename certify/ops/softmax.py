@@ -53,24 +53,35 @@ def _shape(attrs: Any, x: Shape) -> Shape:
 def _rows(site: Site, x: Interval) -> tuple[Interval, Tensor, Tensor | None]:
     """Bounds with the softmax axis last, ``(B, *kept, n)``: finite rows, which those are, mask.
 
-    A row with an infinite bound is set to zero. A masked element is put so far below all others
-    that its exponential is zero in floating point; a bound may count it, for being positive it only
-    makes a sum of exponentials larger, and in a tangent plane of LSE its weight is exactly zero.
+    A row with an infinite bound is set to zero. A masked element (by the record's mask, or by
+    adding minus infinity before) is put so far below all others that its exponential is zero in
+    floating point; a bound may count it, for being positive it only makes a sum of exponentials
+    larger, and in a tangent plane of LSE its weight is exactly zero.
     """
     import torch
 
-    axis, mask = site.attrs["axis"], site.attrs.get("mask")
-    lower, upper = (t.movedim(axis, -1) for t in x)
-    if mask is None:
+    lower, upper = (t.movedim(site.attrs["axis"], -1) for t in x)
+    seen = _seen(site, upper)
+    if seen is None:
         box, finite = bounded(Interval(lower, upper))
         return box, finite, None
-    # The mask has the rank of one example; leading batch axes broadcast.
-    whole = np.moveaxis(np.broadcast_to(mask, site.shape), axis, -1)
-    seen = torch.tensor(np.ascontiguousarray(whole), device=lower.device)
+    some = seen.any(-1, keepdim=True)
+    seen = seen | ~some  # a row without any element has no value; its bounds become [0, 1]
     box, finite = bounded(Interval(*(torch.where(seen, t, 0.0) for t in (lower, upper))))
     least = torch.where(seen, box.lower, torch.inf).amin(-1, keepdim=True).detach()
     far = least + 2 * math.log(torch.finfo(lower.dtype).tiny)
-    return Interval(*(torch.where(seen, t, far) for t in box)), finite, seen
+    return Interval(*(torch.where(seen, t, far) for t in box)), finite & some, seen
+
+
+def _seen(site: Site, upper: Tensor) -> Tensor | None:
+    """Which elements count, ``(B, *kept, n)``; None for all of them."""
+    import torch
+
+    seen, mask = upper > -torch.inf, site.attrs.get("mask")
+    if mask is not None:
+        whole = np.moveaxis(np.broadcast_to(mask, site.shape), site.attrs["axis"], -1)
+        seen = seen & torch.tensor(np.ascontiguousarray(whole), device=upper.device)
+    return None if bool(seen.all()) else seen
 
 
 def _others(x: Tensor) -> Tensor:
@@ -114,7 +125,9 @@ def _interval(site: Site, x: Interval) -> Interval:
     box, finite, seen = _rows(site, x)
     found = probability_bounds(log_bounds(box))
     if not bool(finite.all()):
-        found = Interval(torch.where(finite, found.lower, 0.0), torch.where(finite, found.upper, 1.0))
+        found = Interval(
+            torch.where(finite, found.lower, 0.0), torch.where(finite, found.upper, 1.0)
+        )
     if seen is not None:
         found = Interval(*(torch.where(seen, t, 0.0) for t in found))
     return Interval(*(t.movedim(-1, site.attrs["axis"]) for t in found))
@@ -135,9 +148,11 @@ class Rank1:
     c: Tensor
 
     def value(self, x: Tensor) -> Tensor:
+        """The planes at a point."""
         return self.scale * (x - (self.q * x).sum(-1, keepdim=True)) + self.c
 
     def pull(self, A: Tensor) -> Tensor:
+        """Coefficients of x for ``A`` over k, both with that axis last."""
         scaled = A * self.scale
         return scaled - scaled.sum(-1, keepdim=True) * self.q
 
@@ -169,7 +184,9 @@ def upper_plane(box: Interval, logs: Interval, point: Tensor) -> Rank1:
     chord = torch.maximum(low - scale * logs.lower, high - scale * logs.upper)
     w, h = lse_lower(box, point)
     c = chord - scale * h.unsqueeze(-1)
-    size = high + scale * (1 + reach(*logs) + h.abs().unsqueeze(-1) + 2 * reach(*box).amax(-1, keepdim=True))
+    size = high + scale * (
+        1 + reach(*logs) + h.abs().unsqueeze(-1) + 2 * reach(*box).amax(-1, keepdim=True)
+    )
     return Rank1(scale, w, above(c, size.detach(), w.shape[-1] + EXP_ROUNDINGS + 8))
 
 
@@ -271,7 +288,9 @@ def _slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
     return tuple(Slope(t, t.new_zeros(()), t.new_ones(())) for t in starts)
 
 
-def _lower(box: Interval, floor: Tensor, point: Tensor, part: Tensor) -> tuple[Rank1, Tensor | None]:
+def _lower(
+    box: Interval, floor: Tensor, point: Tensor, part: Tensor
+) -> tuple[Rank1, Tensor | None]:
     """``1 - part`` of L_LSE plus ``part`` of L_ER, or the constant ``floor`` where that is higher.
 
     Both shares are rounded, which costs a rounding of each plane's size.
@@ -312,6 +331,7 @@ def _relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> _Softm
     low_at, part, up_at = slopes or _start(site, x)
     rows, finite, seen = _rows(site, x)
     box, finite = Interval(*(t.unsqueeze(1) for t in rows)), finite.unsqueeze(1)
+    seen = None if seen is None else seen.unsqueeze(1)
     logs = log_bounds(box)
     low, dense = _lower(box, probability_bounds(logs).lower, low_at, part)
     up = upper_plane(box, logs, up_at)
@@ -354,7 +374,11 @@ REGISTRY.add(
         ),
         relaxed=RelaxedRule(_interval, _relax, _slopes),
         onnx={"Softmax": _onnx},
-        aten={"aten.softmax.int": _aten, "aten._softmax.default": _aten, "aten._safe_softmax.default": _aten},
+        aten={
+            "aten.softmax.int": _aten,
+            "aten._softmax.default": _aten,
+            "aten._safe_softmax.default": _aten,
+        },
         linear_when=lambda site: False,
         summary="softmax along an axis; tangent planes of log-sum-exp bounds",
     )

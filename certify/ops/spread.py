@@ -62,7 +62,11 @@ def expanded(b: Builder, x: Value, shape: Shape, name: str | None = None) -> Val
     """``x`` broadcast to ``shape``; ``x`` itself where it has that shape."""
     if x.shape == shape:
         return x
-    grown = b.add("reshape", x, shape=(1,) * (len(shape) - x.rank) + x.shape) if x.rank < len(shape) else x
+    grown = (
+        b.add("reshape", x, shape=(1,) * (len(shape) - x.rank) + x.shape)
+        if x.rank < len(shape)
+        else x
+    )
     return grown if grown.shape == shape else b.add("expand", grown, name=name, shape=shape)
 
 
@@ -144,11 +148,13 @@ affine(
     summary="the whole tensor repeated along axes",
 )
 
-REGISTRY.add(Composite(
-    "copies",
-    aten={
-        "aten.expand_as.default": _expand_as,
-        "aten.repeat_interleave.self_int": _interleave,
-    },
-    summary="expand_as: expand; repeat_interleave: gather",
-))
+REGISTRY.add(
+    Composite(
+        "copies",
+        aten={
+            "aten.expand_as.default": _expand_as,
+            "aten.repeat_interleave.self_int": _interleave,
+        },
+        summary="expand_as: expand; repeat_interleave: gather",
+    )
+)

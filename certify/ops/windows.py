@@ -28,10 +28,12 @@ class Window:
 
     @property
     def rank(self) -> int:
+        """How many axes it slides over."""
         return len(self.strides)
 
     @property
     def symmetric(self) -> bool:
+        """Every axis is padded alike on both sides."""
         return self.begins == self.ends
 
     def reach(self, kernel: Sequence[int]) -> tuple[int, ...]:
@@ -66,13 +68,17 @@ def slid(size: Shape, kernel: Sequence[int], window: Window) -> Shape:
     reach = window.reach(kernel)
     for n, r, s, p, q in zip(size, reach, window.strides, window.begins, window.ends, strict=True):
         if r > n + p + q:
-            raise ValueError(f"a kernel that spans {r} does not fit into {n} elements with pads {p} and {q}")
+            raise ValueError(
+                f"a kernel that spans {r} does not fit into {n} elements with pads {p} and {q}"
+            )
         found.append((n + p + q - r) // s + 1)
     return tuple(found)
 
 
 @lru_cache(maxsize=1024)
-def overlaps(size: int, out: int, kernel: int, stride: int, dilation: int, begin: int) -> tuple[int, int]:
+def overlaps(
+    size: int, out: int, kernel: int, stride: int, dilation: int, begin: int
+) -> tuple[int, int]:
     """The most input elements under one window, and the most windows over one input element."""
     if out * kernel > _COUNTED:
         return kernel, min(kernel, out)
@@ -93,7 +99,9 @@ def products(size: Shape, out: Shape, kernel: Sequence[int], window: Window) -> 
     return under, over
 
 
-def same_pads(size: Shape, reach: Sequence[int], strides: Sequence[int], upper: bool) -> tuple[int, ...]:
+def same_pads(
+    size: Shape, reach: Sequence[int], strides: Sequence[int], upper: bool
+) -> tuple[int, ...]:
     """ONNX's SAME_UPPER and SAME_LOWER: the result has ``ceil(size / stride)`` elements."""
     totals = [
         max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in zip(size, reach, strides, strict=True)
@@ -123,7 +131,9 @@ def onnx_window(call: Call, size: Shape, kernel: Sequence[int]) -> dict[str, Any
 def check_pads(call: Call, pads: Sequence[int]) -> None:
     """Raises `LimitExceeded` for a pad larger than any tensor may be."""
     if any(abs(p) > LARGEST_TENSOR for p in pads):
-        raise LimitExceeded(f"{call.where or call.name}: pads {tuple(pads)} are beyond {LARGEST_TENSOR}")
+        raise LimitExceeded(
+            f"{call.where or call.name}: pads {tuple(pads)} are beyond {LARGEST_TENSOR}"
+        )
 
 
 def aten_window(call: Call, rank: int, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Looking for a counterexample: projected gradient descent on the distance to the unsafe set.
 
-Madry et al. 2018 (arXiv:1706.06083), with many clauses at once (multi-targeted, Gowal et al. 2019,
-arXiv:1910.09338) and starts that are diverse in the outputs (Tashiro et al. 2020, arXiv:2003.06878).
+Madry et al. 2018 (arXiv:1706.06083), with many clauses at once (multi-targeted, Gowal et al.
+2019, arXiv:1910.09338) and starts diverse in the outputs (Tashiro et al. 2020, arXiv:2003.06878).
 What is found here is a suggestion: `certify.search.replay.confirm` decides.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certify.bounds.program import Program, prepare
+from certify.bounds.program import prepare
 from certify.core.errors import BadInput
 from certify.core.graph import Graph
 from certify.core.region import Region, as_inputs
@@ -25,11 +25,13 @@ from certify.core.spec import Spec
 from certify.search.descent import Descent
 from certify.search.goal import Goal, goal
 from certify.search.space import Space
-from certify.search.surrogate import flat_steps, outputs
+from certify.search.surrogate import Surrogate, surrogate
 
 _NEAR = 1e-6  # relative: within this of the unsafe set, another implementation may differ
 _DEEPER = 0.5  # a further candidate of the same round must be this much deeper inside
 _ODD = 1_000_003  # spreads seeds
+_VARIETY = 6  # further unsafe points of a round, when none before was accepted
+_CHEAP = 2**18  # elements of all intermediate results that take no longer than the overhead
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class AttackSettings:
 
     Attributes:
         quick: points of the first look.
-        restarts: points per round.
+        restarts: points per round; up to eight times as many where the network is so small that
+            they cost next to nothing.
         steps: gradient steps per round.
         rounds: rounds after the first look; each starts from elsewhere.
         device: where to run.
@@ -60,6 +63,7 @@ class Candidate:
     Attributes:
         x: all model inputs, flat, in the model's precision and inside the region.
         margin: largest row of the nearest clause, in plain floats; at most 0 inside the unsafe set.
+            Outside, where the outputs are a softmax and are only compared, that of its logits.
         clause: index of that clause.
         example: index into the region's batch.
     """
@@ -70,7 +74,7 @@ class Candidate:
     example: int = 0
 
 
-def attack(
+def attack(  # noqa: PLR0913 (three describe the query, four the effort)
     graph: Graph,
     region: Region,
     spec: Spec,
@@ -99,14 +103,16 @@ def attack(
     settings = settings or AttackSettings()
     parts = as_inputs(region, list(graph.input_shapes))
     if spec.num_outputs != math.prod(graph.output_shape):
-        raise BadInput(f"the specification is about {spec.num_outputs} outputs, the model has "
-                       f"{math.prod(graph.output_shape)}")
+        raise BadInput(
+            f"the specification is about {spec.num_outputs} outputs, the model has "
+            f"{math.prod(graph.output_shape)}"
+        )
     dtype = torch.float64 if graph.source.get("dtype") == "float64" else torch.float32
     with torch.no_grad():  # constants only: live parameters must not make a fresh program
         program = prepare(graph, dtype, settings.device)
-    flat = flat_steps(program)
+    model = surrogate(program)
     batch = max(part.batch for part in parts)
-    return _examples(program, flat, parts, spec, _Plan(deadline, seed, settings, starts), batch)
+    return _examples(model, parts, spec, _Plan(deadline, seed, settings, starts), batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +125,17 @@ class _Plan:
     starts: Any
 
 
-def _examples(program: Program, flat: frozenset[int], parts: tuple[Region, ...], spec: Spec,
-              plan: _Plan, batch: int) -> Iterator[Candidate]:
+def _examples(
+    model: Surrogate,
+    parts: tuple[Region, ...],
+    spec: Spec,
+    plan: _Plan,
+    batch: int,
+) -> Iterator[Candidate]:
     for b in range(batch):
         own = tuple(part.rows(b if part.batch > 1 else 0) for part in parts)
-        space = Space(own, program.dtype, program.device)
-        hunt = _Hunt(program, flat, space, goal(spec, b, program.dtype, program.device), plan, b)
+        dtype, device = model.program.dtype, model.program.device
+        hunt = _Hunt(model, Space(own, dtype, device), goal(spec, b, dtype, device), plan, b)
         yield from hunt.run()
 
 
@@ -137,8 +148,7 @@ class _Hunt:
         cost: seconds that one point takes, as last measured.
     """
 
-    program: Program
-    flat: frozenset[int]
+    model: Surrogate
     space: Space
     goal: Goal
     plan: _Plan
@@ -159,7 +169,7 @@ class _Hunt:
         settings = self.plan.settings
         yield from self._first_look()
         for index in range(settings.rounds):
-            if not self._time_for(settings.restarts):
+            if not self._time_for(self._restarts()):
                 break
             yield from self._round(index)
         if self.shown > float(self.margins.min()):
@@ -191,18 +201,21 @@ class _Hunt:
         for _ in range(settings.steps):
             if not self._time_for(2 * len(x)):
                 return
-            gradient, g = self._gradient(x, clause)
-            yield from self._seen(x, g)
+            gradient, rows = self._gradient(x, clause)
+            yield from self._seen(x, rows)
             dead = ~gradient.any(1, keepdim=True)
             if bool(dead.any()):  # nothing to follow: wander
                 noise = torch.randn(x.shape, generator=random, dtype=torch.float64)
                 gradient = torch.where(dead, noise.to(x), gradient)
             x = descent.step(x, gradient)
         yield from self._look(x)
+        if self.shown <= 0:  # and yet refused
+            yield from self._variety(*self._starts(index))
+            yield from self._variety(x, clause)
 
     def _starts(self, index: int) -> tuple[Tensor, Tensor]:
         """Where a round begins, and which clause each point aims at."""
-        count = self.plan.settings.restarts
+        count = self._restarts()
         order = self.margins.argsort(stable=True)
         clause = order[_shares(count, len(order)).to(order.device)]
         anywhere = self.space.sample(count, self._seed(10 * index + 1))
@@ -235,26 +248,27 @@ class _Hunt:
         found = []
         started = time.monotonic()
         with torch.no_grad():
-            for part in x.split(self._chunk()):
-                y = self._outputs(part)
+            for part in torch.split(x, self._chunk()):
+                y, before = self.model.run(self.space.split(part))
                 self.size = max(self.size, float(y.abs().nan_to_num(0, 0, 0).max()))
-                found.append(self.goal.values(part, y))
+                found.append(self._rows(part, y, before))
         self._measure(started, len(x))
-        yield from self._seen(x, torch.cat(found))
+        yield from self._seen(x, torch.cat(found, 1))
 
     def _gradient(self, x: Tensor, clause: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the points' losses ``(N, n)``, and their rows ``(N, R)``."""
+        """Gradients of the points' losses ``(N, n)``, and their rows, see `_rows`."""
         rows: list[Tensor] = []
 
         def loss(v: Tensor, at: slice) -> Tensor:
-            g = self.goal.values(v, self._outputs(v))
-            rows.append(g.detach())
-            return self.goal.loss(g, clause[at])
+            y, before = self.model.run(self.space.split(v))
+            found = self._rows(v, y, before)
+            rows.append(found.detach())
+            return self.goal.loss(found[1], clause[at])
 
         started = time.monotonic()
         gradient = self._chunked(x, loss)
         self._measure(started, 2 * len(x))
-        return gradient, torch.cat(rows)
+        return gradient, torch.cat(rows, 1)
 
     def _chunked(self, x: Tensor, loss: Any) -> Tensor:
         found, chunk = [], self._chunk()
@@ -263,30 +277,49 @@ class _Hunt:
             part = x[at].detach().requires_grad_(True)
             with torch.enable_grad():
                 total = loss(part, at).sum()
-                (gradient,) = (torch.autograd.grad(total, part, allow_unused=True)
-                               if total.requires_grad else (None,))
-            found.append(torch.zeros_like(part) if gradient is None else gradient.nan_to_num(0, 0, 0))
+                (gradient,) = (
+                    torch.autograd.grad(total, part, allow_unused=True)
+                    if total.requires_grad
+                    else (None,)
+                )
+            found.append(
+                torch.zeros_like(part) if gradient is None else gradient.nan_to_num(0, 0, 0)
+            )
         return torch.cat(found).detach()
 
     def _outputs(self, x: Tensor) -> Tensor:
-        return outputs(self.program, self.flat, self.space.split(x))
+        return self.model.run(self.space.split(x))[0]
 
     def _chunk(self) -> int:
         """Points at once, so that all intermediate results and their gradients fit the memory."""
-        elements = sum(math.prod(node.shape) for node in self.program.graph.nodes)
-        width = torch.finfo(self.program.dtype).bits // 8
-        return max(1, self.plan.settings.memory // (2 * width * max(1, elements)))
+        width = self.model.program.dtype.itemsize
+        return max(1, self.plan.settings.memory // (2 * width * self._elements()))
+
+    def _restarts(self) -> int:
+        least = self.plan.settings.restarts
+        return max(least, min(8 * least, _CHEAP // self._elements()))
+
+    def _elements(self) -> int:
+        """Of all intermediate results of one point."""
+        return max(1, sum(math.prod(node.shape) for node in self.model.program.graph.nodes))
 
     # -- keeping ------------------------------------------------------------------------------
 
-    def _seen(self, x: Tensor, g: Tensor) -> Iterator[Candidate]:
+    def _rows(self, x: Tensor, y: Tensor, before: Tensor) -> Tensor:
+        """``(2, N, R)``: the rows themselves, and rows of the same signs that never saturate."""
+        g = self.goal.values(x, y)
+        return torch.stack([g, self.goal.values(x, before) if self.goal.compares else g])
+
+    def _seen(self, x: Tensor, rows: Tensor) -> Iterator[Candidate]:
         """Remember the best points; yield one that is inside, or nearly, and deeper than before."""
-        worst = self.goal.worst(g)
+        true = self.goal.worst(rows[0])
+        unsafe = self.goal.inside(rows[0])
+        worst = torch.where(unsafe, true, self.goal.worst(rows[1]))
         value, index = worst.min(0)
         better = value < self.margins
         self.margins = torch.where(better, value, self.margins)
         self.best = torch.where(better[:, None], x.detach()[index], self.best)
-        inside = self.goal.inside(g) | (worst <= _NEAR * self.size)
+        inside = unsafe | (true <= _NEAR * self.size)
         if not bool(inside.any()):
             return
         promise = torch.where(inside, worst, math.inf)
@@ -296,6 +329,25 @@ class _Hunt:
         if margin < self.shown - _DEEPER * abs(self.shown if math.isfinite(self.shown) else 0.0):
             self.shown = margin
             yield Candidate(x[point].detach().cpu().numpy().copy(), margin, clause, self.example)
+
+    def _variety(self, x: Tensor, clause: Tensor) -> Iterator[Candidate]:
+        """Unsafe points all the way from shallow to deep.
+
+        Asked for when the deepest ones were refused: then rounding moves the outputs, and depth
+        says little about which point is truly unsafe.
+        """
+        if not self._time_for(len(x)):
+            return
+        with torch.no_grad():
+            y, before = self.model.run(self.space.split(x[: self._chunk()]))
+            true = self.goal.worst(self._rows(x[: self._chunk()], y, before)[0])
+        value = true.gather(1, clause[: len(true), None])[:, 0]
+        unsafe = (value <= 0).nonzero()[:, 0]
+        unsafe = unsafe[value[unsafe].argsort(descending=True, stable=True)]
+        places = torch.linspace(0, len(unsafe) - 1, min(_VARIETY, len(unsafe))).round().long()
+        for i in unsafe[places.to(unsafe.device)].tolist():
+            point = x[i].detach().cpu().numpy().copy()
+            yield Candidate(point, float(value[i]), int(clause[i]), self.example)
 
     def _candidate(self, clause: int) -> Candidate:
         x = self.best[clause].detach().cpu().numpy().copy()

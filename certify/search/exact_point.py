@@ -48,8 +48,10 @@ def row_interval(
 
 def _box(graph: Graph, lower: np.ndarray, upper: np.ndarray) -> Region:
     stops = np.cumsum([0, *(math.prod(s) for s in graph.input_shapes)])
-    parts = [Box(lower[a:b].reshape(1, *s), upper[a:b].reshape(1, *s)).batched(s)
-             for (a, b), s in zip(itertools.pairwise(stops), graph.input_shapes, strict=True)]
+    parts = [
+        Box(lower[a:b].reshape(1, *s), upper[a:b].reshape(1, *s)).batched(s)
+        for (a, b), s in zip(itertools.pairwise(stops), graph.input_shapes, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else Product(parts)
 
 

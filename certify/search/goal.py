@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ class Goal:
     strict: Tensor
     members: Tensor | None
     count: int
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether rows only ask which outputs are larger, by how much being without meaning."""
+        plain = self.x is None and not bool(self.bound.any())
+        two = (self.y.abs().sum(1) == 2) & (self.y.amax(1) == 1) & (self.y.amin(1) == -1)
+        return plain and bool(two.all())
 
     def values(self, x: Tensor, y: Tensor) -> Tensor:
         """``g`` of every row at points ``x (N, n)`` with outputs ``y (N, m)``; NaN becomes +inf."""
@@ -67,7 +75,10 @@ def goal(spec: Spec, example: int, dtype: torch.dtype, device: torch.device) -> 
     return Goal(
         tensor(rows.y[example if len(rows.y) > 1 else 0]),
         None if rows.x is None else tensor(rows.x[0]),
-        tensor(rows.bound), strict, None if members is None else members.to(device), len(spec.clauses),
+        tensor(rows.bound),
+        strict,
+        None if members is None else members.to(device),
+        len(spec.clauses),
     )
 
 

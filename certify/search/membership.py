@@ -31,7 +31,7 @@ def into_case(case: Case, x: np.ndarray, dtype: Any) -> np.ndarray:
     An input that no number of this type fits takes the nearest one; see `inner`.
     """
     lower, upper = inner(case, dtype)
-    return np.clip(x.astype(dtype), lower, upper)
+    return np.asarray(np.clip(x.astype(dtype), lower, upper))
 
 
 def into_region(
@@ -63,9 +63,10 @@ def _moves(part: Region, x: np.ndarray, dtype: Any) -> Iterator[np.ndarray]:
     yield point
     if isinstance(part, Ball):
         centre = np.clip(_plain(part.center)[0], lower, upper)
+        gap = point.astype(np.float64) - centre
+        scale = min(1.0, _radius(part) / max(_norm(part, gap), np.finfo(np.float64).tiny))
         for share in _BACK:
-            moved = centre + (1 - share) * (point.astype(np.float64) - centre)
-            yield np.clip(moved.astype(dtype), low, high)
+            yield np.clip((centre + (1 - share) * scale * gap).astype(dtype), low, high)
 
 
 def _inside(part: Region, point: np.ndarray) -> bool:
@@ -76,14 +77,22 @@ def _inside(part: Region, point: np.ndarray) -> bool:
 
 def _surely_in_ball(part: Ball, point: np.ndarray) -> bool:
     """Whether the norm, rounded up, is at most the radius: `Ball.contains` rounds to nearest."""
-    gap = np.abs(point.astype(np.float64) - _plain(part.center)[0]).reshape(-1)
-    eps, p = float(_plain(part.eps).reshape(-1)[0]), part.exponent
-    largest = float(gap.max(initial=0.0))
+    gap = point.astype(np.float64) - _plain(part.center)[0]
+    norm = _norm(part, gap)
+    return bool(norm * (1 + _POWER_SLACK + gap.size * 2.0**-50) <= _radius(part))
+
+
+def _norm(part: Ball, gap: np.ndarray) -> float:
+    size = np.abs(gap).reshape(-1)
+    largest = float(size.max(initial=0.0))
     if largest == 0.0:
-        return True
-    scaled = gap / largest  # no overflow, and underflow only where it cannot matter
-    norm = largest * float((scaled**p).sum()) ** (1 / p)
-    return norm * (1 + _POWER_SLACK + gap.size * 2.0**-50) <= eps
+        return 0.0
+    scaled = size / largest  # no overflow, and underflow only where it cannot matter
+    return largest * float((scaled**part.exponent).sum() ** (1 / part.exponent))
+
+
+def _radius(part: Ball) -> float:
+    return float(_plain(part.eps).reshape(-1)[0])
 
 
 def _plain(value: Any) -> np.ndarray:

@@ -49,7 +49,7 @@ def replay(graph: Graph, x: Any) -> np.ndarray:
     return _by_torch(graph, flat, module=kind == "torch")
 
 
-def confirm(
+def confirm(  # noqa: PLR0913 (the last two are only labels)
     graph: Graph,
     place: Region | Case,
     spec: Spec,
@@ -61,10 +61,10 @@ def confirm(
 ) -> Counterexample | None:
     """``x`` as a counterexample, if it is one.
 
-    The point is moved into the region in the model's precision with zero slack (an input fixed to a
-    decimal that is no such number takes the nearest), the model is run, and its output must be
-    unsafe, decided exactly. In ``"real"`` semantics a point is refused when real arithmetic provably
-    contradicts the model's own rounding.
+    The point is moved into the region in the model's precision with zero slack (an input fixed to
+    a decimal that is no such number takes the nearest), the model is run, and its output must be
+    unsafe, decided exactly. In ``"real"`` semantics a point is refused when real arithmetic
+    provably contradicts the model's own rounding.
 
     Args:
         place: a region, or a case of a property file with its exact decimal ends.
@@ -112,7 +112,9 @@ def _in_real_arithmetic(
     lower = upper = x.astype(np.float64)
     if isinstance(place, Case):
         outside = (lower < place.inner_lower) | (lower > place.inner_upper)
-        low, high = (np.asarray(e, dtype=np.float64).reshape(-1) for e in (place.box.lower, place.box.upper))
+        low, high = (
+            np.asarray(e, dtype=np.float64).reshape(-1) for e in (place.box.lower, place.box.upper)
+        )
         lower, upper = np.where(outside, low, lower), np.where(outside, high, upper)
     least, most = row_interval(graph, lower, upper, spec, example)
     rows = spec.rows()
@@ -140,10 +142,15 @@ def _by_torch(graph: Graph, flat: np.ndarray, module: bool) -> np.ndarray:
     from certify.bounds.evaluate import evaluate
     from certify.importers.torch_module import evaluate_module, tensors_in
 
-    wanted = torch.float64 if precision(str(graph.source.get("dtype"))) == np.float64 else torch.float32
+    wanted = (
+        torch.float64 if precision(str(graph.source.get("dtype"))) == np.float64 else torch.float32
+    )
     likes = list(tensors_in(graph.source["example"])) if module else [torch.empty(0, dtype=wanted)]
     shaped = _shaped(flat, list(graph.input_shapes))
-    inputs = [torch.from_numpy(a).to(like) for a, like in zip(shaped, itertools.cycle(likes), strict=False)]
+    inputs = [
+        torch.from_numpy(a).to(like)
+        for a, like in zip(shaped, itertools.cycle(likes), strict=False)
+    ]
     for given, moved in zip(shaped, inputs, strict=True):
         if not np.array_equal(moved.double().cpu().numpy(), given.astype(np.float64)):
             raise BadInput(f"the point is not exact in the model's {moved.dtype}: round it first")
@@ -153,10 +160,16 @@ def _by_torch(graph: Graph, flat: np.ndarray, module: bool) -> np.ndarray:
         else:
             found = evaluate(graph, *(x.unsqueeze(0) for x in inputs))
     found = found.detach().cpu()
-    return (found if found.dtype in (torch.float16, torch.float32) else found.double()).numpy().reshape(-1)
+    return (
+        (found if found.dtype in (torch.float16, torch.float32) else found.double())
+        .numpy()
+        .reshape(-1)
+    )
 
 
 def _shaped(flat: np.ndarray, shapes: list[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
     stops = np.cumsum([0, *(math.prod(s) for s in shapes)])
-    return tuple(flat[a:b].reshape(s).copy()
-                 for (a, b), s in zip(itertools.pairwise(stops), shapes, strict=True))
+    return tuple(
+        flat[a:b].reshape(s).copy()
+        for (a, b), s in zip(itertools.pairwise(stops), shapes, strict=True)
+    )

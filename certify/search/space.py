@@ -48,7 +48,7 @@ class Space:
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, n)`` as one ``(N, *shape)`` per model input."""
-        pieces = x.split(self.sizes, -1)
+        pieces = torch.split(x, self.sizes, -1)
         return tuple(p.reshape(-1, *s) for p, s in zip(pieces, self.shapes, strict=True))
 
     def project(self, x: Tensor) -> Tensor:
@@ -81,7 +81,9 @@ class Space:
     @cached_property
     def half(self) -> Tensor:
         """Half the width of the bounding box, ``(n,)``."""
-        widths = [(0.5 * upper - 0.5 * lower)[:, None] for lower, upper in (p.ends() for p in self.parts)]
+        widths = [
+            (0.5 * upper - 0.5 * lower)[:, None] for lower, upper in (p.ends() for p in self.parts)
+        ]
         return self._join(widths)[0]
 
     def points(self, given: Any) -> Tensor:
@@ -93,17 +95,25 @@ class Space:
         x = to_tensor(given, self.dtype, self.device).detach()
         n = sum(self.sizes)
         if x.numel() % max(n, 1):
-            raise BadInput(f"starting points of shape {tuple(x.shape)} for a model of {n} inputs: "
-                           f"give (points, {n})")
+            raise BadInput(
+                f"starting points of shape {tuple(x.shape)} for a model of {n} inputs: "
+                f"give (points, {n})"
+            )
         return self.project(x.reshape(-1, n).nan_to_num())
 
     def _each(self, act: Callable[[Region, Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
             pieces = self.split(x)
-            return self._join([act(p, v.unsqueeze(0)) for p, v in zip(self.parts, pieces, strict=True)])
+            return self._join(
+                [act(p, v.unsqueeze(0)) for p, v in zip(self.parts, pieces, strict=True)]
+            )
 
     def _join(self, pieces: Sequence[Any]) -> Tensor:
         """``(1, N, *shape)`` per part as ``(N, n)``, never requiring a gradient."""
-        flat = [to_tensor(p, self.dtype, self.device).detach().flatten(2).squeeze(0) if p.ndim > 2
-                else to_tensor(p, self.dtype, self.device).detach().reshape(p.shape[1], 1) for p in pieces]
+        flat = [
+            to_tensor(p, self.dtype, self.device).detach().flatten(2).squeeze(0)
+            if p.ndim > 2
+            else to_tensor(p, self.dtype, self.device).detach().reshape(p.shape[1], 1)
+            for p in pieces
+        ]
         return torch.cat(flat, -1)

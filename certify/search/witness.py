@@ -21,8 +21,11 @@ def format_assignment(x: Any, y: Any) -> str:
     Args:
         x, y: arrays of any shape, in row-major order.
     """
-    pairs = [f"({letter}_{i} {float(v)!r})" for letter, values in (("X", x), ("Y", y))
-             for i, v in enumerate(np.asarray(values).reshape(-1))]
+    pairs = [
+        f"({letter}_{i} {float(v)!r})"
+        for letter, values in (("X", x), ("Y", y))
+        for i, v in enumerate(np.asarray(values).reshape(-1))
+    ]
     return "(" + "\n".join(pairs) + ")"
 
 
@@ -35,15 +38,16 @@ def parse_assignment(text: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if len(text) > _LONGEST:
         raise LimitExceeded(f"an assignment of {len(text)} characters (at most {_LONGEST})")
-    start = text.find("(")
-    end = text.rstrip().rfind(")")
-    if start < 0 or end <= start or text[:start].strip() not in ("", "sat"):
+    start, end = text.find("("), len(text.rstrip()) - 1
+    if start < 0 or end <= start or text[end] != ")" or text[:start].strip() not in ("", "sat"):
         raise BadInput("not an assignment: it must look like ((X_0 0.5) (Y_0 1.0))")
     found: dict[str, dict[int, float]] = {"X": {}, "Y": {}}
     for letter, index, value in _pairs(text[start + 1 : end]):
         if index in found[letter]:
             raise BadInput(f"{letter}_{index} is given twice")
         found[letter][index] = value
+    if not found["X"]:
+        raise BadInput("an assignment without X_0: it must look like ((X_0 0.5) (Y_0 1.0))")
     return _vector("X", found["X"]), _vector("Y", found["Y"])
 
 
