@@ -7,6 +7,7 @@ digit gets another label. Each is decided, its certificate saved, read back and 
 from __future__ import annotations
 
 import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ def show_counterexample(certificate: certify.Certificate) -> None:
     before, after = (lower + upper) / 2, np.asarray(found.input)
     print(f"\n   the digit          read as a {found.output.argmax()}")
     for left, right in zip(picture(before), picture(after), strict=True):
-        print(f"   {left}   {right}")
+        print(f"   {left}   {right}".rstrip())
     print()
 
 
@@ -65,7 +66,8 @@ def main() -> int:
     counts = ", ".join(f"{results.count(v)} {v.value}" for v in certify.Verdict if v in results)
     print(f"\n{len(results)} specifications: {counts}; {len(results) - refused} certificates "
           f"checked again; {time.monotonic() - started:.0f} s. Certificates: {saved}")
-    print(f"Try: certify verify {FOLDER}/digits.onnx {FOLDER}/digit3_eps1.vnnlib")
+    here = os.path.relpath(FOLDER)
+    print(f"Try: {sys.executable} -m certify verify {here}/digits.onnx {here}/digit3_eps1.vnnlib")
     return int(refused > 0)
 
 

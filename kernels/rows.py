@@ -42,51 +42,46 @@ def relax_dense(A: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out
 def relax_windows(
     A: Any, top: Any, left: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out: Any, sums: Any
 ) -> None:
-    """As `relax_dense` for windows ``A, out (R, C, h, w)`` at ``top, left (R,)`` of maps ``(C, H, W)``."""
-    R, C, h, w = A.shape
-    H, W = low.shape[1], low.shape[2]
+    """As `relax_dense` for windows ``A, out (R, h, w, C)`` at ``top, left (R,)`` of maps ``(H, W, C)``."""
+    R, h, w, C = A.shape
+    H, W = low.shape[0], low.shape[1]
     for r in range(R):
         bias, size = 0.0, 0.0
-        y0, x0 = top[r], left[r]
-        for c in range(C):
-            for y in range(h):
-                row = y0 + y
-                if row < 0 or row >= H:
-                    for x in range(w):
-                        out[r, c, y, x] = 0
+        for y in range(h):
+            row = top[r] + y
+            for x in range(w):
+                column = left[r] + x
+                o = out[r, y, x]
+                if row < 0 or row >= H or column < 0 or column >= W:
+                    o[:] = 0
                     continue
-                for x in range(w):
-                    column = x0 + x
-                    if column < 0 or column >= W:
-                        out[r, c, y, x] = 0
-                        continue
-                    v = A[r, c, y, x]
+                a, lo, hi = A[r, y, x], low[row, column], up[row, column]
+                lc, uc, price = low_c[row, column], up_c[row, column], cost[row, column]
+                for c in range(C):
+                    v = a[c]
                     positive = v >= 0
-                    out[r, c, y, x] = v * (low[c, row, column] if positive else up[c, row, column])
-                    bias += np.float64(v) * np.float64(
-                        low_c[c, row, column] if positive else up_c[c, row, column]
-                    )
-                    size += abs(np.float64(v)) * np.float64(cost[c, row, column])
+                    o[c] = v * (lo[c] if positive else hi[c])
+                    bias += np.float64(v) * np.float64(lc[c] if positive else uc[c])
+                    size += abs(np.float64(v)) * np.float64(price[c])
         sums[r, 0] = bias
         sums[r, 1] = size
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def dot_windows(A: Any, top: Any, left: Any, first: Any, second: Any, sums: Any) -> None:
-    """``sums[r] = (A . first, |A| . second)`` for windows of maps ``first, second (C, H, W)``."""
-    R, C, h, w = A.shape
-    H, W = first.shape[1], first.shape[2]
+    """``sums[r] = (A . first, |A| . second)`` for windows of maps ``first, second (H, W, C)``."""
+    R, h, w, C = A.shape
+    H, W = first.shape[0], first.shape[1]
     for r in range(R):
         signed, size = 0.0, 0.0
         y0, x0 = top[r], left[r]
-        ya, yb = max(0, -y0), min(h, H - y0)
-        xa, xb = max(0, -x0), min(w, W - x0)
-        for c in range(C):
-            for y in range(ya, yb):
-                for x in range(xa, xb):
-                    v = np.float64(A[r, c, y, x])
-                    signed += v * np.float64(first[c, y0 + y, x0 + x])
-                    size += abs(v) * np.float64(second[c, y0 + y, x0 + x])
+        for y in range(max(0, -y0), min(h, H - y0)):
+            for x in range(max(0, -x0), min(w, W - x0)):
+                a, one, two = A[r, y, x], first[y0 + y, x0 + x], second[y0 + y, x0 + x]
+                for c in range(C):
+                    v = np.float64(a[c])
+                    signed += v * np.float64(one[c])
+                    size += abs(v) * np.float64(two[c])
         sums[r, 0] = signed
         sums[r, 1] = size
 

@@ -126,7 +126,7 @@ def upsampling(b: Builder, x: Value, rng: np.random.Generator) -> Value:
 
 def residual(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     """Two skip connections, one of them around a convolution pair."""
-    z = b.add("reshape", layer(b, x, 50, rng), shape=(2, 5, 5))
+    z = b.add("reshape", layer(b, x, 32, rng), shape=(2, 4, 4))
     for _ in range(2):
         inner = z
         for _ in range(2):

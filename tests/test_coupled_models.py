@@ -223,6 +223,29 @@ def test_onnx_attention_agrees_with_onnx_runtime(attrs: dict[str, Any]) -> None:
     _agrees("Attention", [(2, 3, 8), (2, 4, 8), (2, 4, 6)], flat, 23)
 
 
+@pytest.mark.parametrize("way", ["add", "fill", "where", "partly"])
+def test_minus_infinity_before_a_softmax_becomes_its_mask(way: str) -> None:
+    seen = np.array([[True, False, True], [True, True, False]])
+    bias = np.where(seen, 0.25 if way == "partly" else 0.0, -np.inf)
+    b = Builder()
+    x = b.input("x", (2, 3))
+    scores = {
+        "add": lambda: b.add("add", b.constant(bias), x),
+        "partly": lambda: b.add("add", x, b.constant(bias)),
+        "where": lambda: b.add("where", b.constant(seen), x, b.constant(np.float64(-np.inf))),
+        "fill": lambda: b.add("where", b.constant(~seen), b.constant(np.float64(-np.inf)), x),
+    }[way]()
+    translate = REGISTRY.aten["aten.softmax.int"][1]
+    assert translate is not None
+    y = translate(b, Call("y", "aten.softmax.int", (scores, -1, None), {}))
+    assert isinstance(y, Value)
+    graph = b.finish(y)
+    assert all(np.isfinite(np.asarray(v)).all() for v in graph.constants.values())
+    point = torch.tensor([[0.3, 9.0, -1.0], [1.0, 2.0, 5.0]]).double()
+    expected = (point + torch.as_tensor(bias)).softmax(-1)
+    torch.testing.assert_close(_run(graph, point), expected)
+
+
 def test_a_query_without_keys_is_refused() -> None:
     mask = np.array([[True, True], [False, False]])
     with pytest.raises(Unsupported, match="sees no key"):

@@ -18,6 +18,7 @@ from certify.ops.record import REGISTRY, Interval
 INF = math.inf
 BY_LABEL = {case.label: case for case in CASES}
 SMOOTH_S = ("sigmoid()", "tanh()", "atan()", "erf()", "softsign()")
+DEFINED_AT_ZERO = [c for c in CASES if bool(c.forward(torch.zeros(1)).isfinite())]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.label)
 
 
@@ -46,12 +47,13 @@ def test_default_lines_support_the_envelope_at_the_middle(case: Case) -> None:
     x = ordinary(case, 60, 1)
     lines, middle = case.relax(None, x), 0.5 * (x.lower + x.upper)
     z = x.lower + (x.upper - x.lower) * torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None]
+    z = torch.cat((z, torch.zeros_like(z[:1]).maximum(x.lower).minimum(x.upper)))  # a lone value
     f = case.forward(z)
     swing = f.amax(0) - f.amin(0)
     constants = intercepts(lines)
     for sign, k, c in ((1, lines.low[0], constants[0]), (-1, lines.up[0], constants[1])):
         ours = sign * (k * middle + c)[0, 0]
-        values, steps = sign * f, sign * (f[1:] - f[:-1]) / (z[1:] - z[:-1])
+        values, steps = sign * f, sign * (f[1:-1] - f[:-2]) / (z[1:-1] - z[:-2])
         low, high = steps.amin(0), steps.amax(0)
         for _ in range(50):  # ternary search on the concave height of the best line of a slope
             a, b = low + (high - low) / 3, high - (high - low) / 3
@@ -114,16 +116,10 @@ def test_a_point_box_gives_a_line_through_the_point(case: Case) -> None:
         assert torch.allclose((k * z + c)[0, 0], value, rtol=1e-13, atol=1e-13)
 
 
-@every_case
+@pytest.mark.parametrize("case", DEFINED_AT_ZERO, ids=lambda c: c.label)
 @pytest.mark.parametrize("scale", [1e-9, 1e-25])
 def test_tiny_boxes_keep_their_relative_tightness(case: Case, scale: float) -> None:
-    if case.forward(torch.zeros(1)).abs() > 0 or not math.isfinite(
-        float(case.forward(torch.zeros(1)))
-    ):
-        assert case.op.name in {"sigmoid", "log_sigmoid", "softplus", "exp", "cos", "log", "rsqrt"} | {
-            "reciprocal", "pow", "heaviside", "hard_sigmoid", "clip"
-        }  # fmt: skip
-        return
+    at_zero = float(case.forward(torch.zeros(1)))
     x = interval([-scale, scale / 2, 0.0], [scale, scale, scale])
     if case.example.low >= 0:
         x = interval([0.0, scale / 2, scale / 4], [scale, scale, scale])
@@ -132,7 +128,11 @@ def test_tiny_boxes_keep_their_relative_tightness(case: Case, scale: float) -> N
     for k, c in zip((lines.low[0], lines.up[0]), intercepts(lines), strict=True):
         middle = 0.5 * (x.lower + x.upper)
         gap = (k * middle + c)[0] - case.forward(middle)
-        assert bool((gap.abs() <= 2.1 * most + 1e-290).all()), (case.label, gap, most)
+        assert bool((gap.abs() <= 2.1 * most + 1e-14 * abs(at_zero) + 1e-290).all()), (
+            case.label,
+            gap,
+            most,
+        )
 
 
 @every_case
@@ -156,7 +156,7 @@ def test_infinite_bounds_give_finite_slopes_and_sound_lines(case: Case, dtype: t
     for i, (low, high) in enumerate(pairs):
         z = far[(far >= low) & (far <= high)]
         f = case.forward(z)
-        z, f = z[~f.isnan()], f[~f.isnan()]
+        z, f = z[f.isfinite()], f[f.isfinite()]
         slack = 1e-12 * (1 + f.abs() + z.abs())
         (a, b), (c, d) = ((t[0, ..., i].reshape(()).double() for t in pair) for pair in
                           ((lines.low[0], lines.up[0]), intercepts(lines)))  # fmt: skip
@@ -192,7 +192,7 @@ def test_bounded_functions_stay_bounded_on_the_whole_line(name: str) -> None:
         ("cos()", 0.1, 3.0, math.cos(3.0), math.cos(0.1)),
         ("gelu()", -3.0, 0.0, -0.1699712074799037, 0.0),
         ("silu()", -9.0, 1.0, -0.278464542761074, 0.7310585786300049),
-        ("mish()", -9.0, -1.0, -0.3088434130172504, -0.0012),
+        ("mish()", -9.0, -1.0, -0.3088434130172504, -0.00111),
         ("sign()", -1.0, 1.0, -1.0, 1.0),
         ("round()", 0.5, 1.5, 0.0, 2.0),
     ],
@@ -270,7 +270,8 @@ def test_gradients_of_lines_in_their_slopes(case: Case) -> None:
     g = torch.Generator().manual_seed(7)
     A = torch.randn(1, 3, 12, generator=g, dtype=torch.float64)
     share = 0.2 + 0.6 * torch.rand(1, 3, 12, generator=g, dtype=torch.float64)
-    start = [(s.low + (s.high - s.low) * share).requires_grad_() for s in case.slopes(x)]
+    ranges = case.slopes(x)
+    start = [(s.low + (s.high - s.low) * share).requires_grad_() for s in ranges]
     middle = 0.5 * (x.lower + x.upper)
 
     def bound(slopes: Any) -> torch.Tensor:
@@ -279,7 +280,9 @@ def test_gradients_of_lines_in_their_slopes(case: Case) -> None:
 
     found = torch.autograd.grad(bound(start), start)
     for which, gradient in enumerate(found):
-        direction = torch.randn(start[which].shape, generator=g, dtype=torch.float64)
+        # A line without choice sits at a corner of the hull, where there is no derivative.
+        free = ranges[which].high - ranges[which].low > 1e-4
+        direction = free * torch.randn(start[which].shape, generator=g, dtype=torch.float64)
         step, ends = 1e-6, []
         for sign in (1, -1):
             moved = [s.detach() for s in start]

@@ -39,6 +39,7 @@ class Limits:
 
 
 _COPIES = 6  # coefficient tensors of one size alive at once in a backward pass
+_CPU_TENSOR = 8 * 2**20  # bytes: larger tensors leave the caches and are mapped anew every time
 
 
 def row_chunks(program: Program, index: int, batch: int, rows: int, memory: int) -> Iterator[slice]:
@@ -48,8 +49,11 @@ def row_chunks(program: Program, index: int, batch: int, rows: int, memory: int)
         memory: bytes.
     """
     size = max(_elements(program, i) for i in program.ancestors[index])
-    per_row = 2 * batch * size * _COPIES * program.dtype.itemsize
-    chunk = max(1, min(rows, memory // max(1, per_row)))
+    per_row = 2 * batch * size * program.dtype.itemsize
+    chunk = memory // (per_row * _COPIES)
+    if program.device.type == "cpu":
+        chunk = min(chunk, max(16, _CPU_TENSOR // per_row))
+    chunk = max(1, min(rows, chunk))
     return (slice(i, min(rows, i + chunk)) for i in range(0, rows, chunk))
 
 

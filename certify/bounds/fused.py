@@ -30,30 +30,23 @@ def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tenso
     four = [zero if t is None else t for t in (lines.low[0], lines.low_c, lines.up[0], lines.up_c)]
     if not all(bool(t.isfinite().all()) for t in four):
         return None
+    if isinstance(rows, PatchRows) and any(t.shape[1] != 1 for t in four):
+        return None
     B, shape = values.shape[0], lines.site.shape
+    order = _Order(rows, shape)
     full = [t.expand(B, t.shape[1], *shape) for t in four]
     price = (values.new_zeros(()) if cost is None else cost).expand(B, *shape)
-    parts, sums = [], []
+    found = []
     for b in range(B):
-        found = _relax_one(rows, b, [t[b] for t in full], price[b])
-        if found is None:
-            return None
-        parts.append(found[0])
-        sums.append(found[1])
-    total = torch.stack(sums)
-    out = torch.stack(parts).reshape(values.shape)
-    new = replace(rows, values=out) if isinstance(rows, PatchRows) else out
-    return new, total[..., 0], total[..., 1]
-
-
-def _relax_one(rows: Any, b: int, lines: list[Tensor], price: Tensor) -> tuple[Tensor, Tensor] | None:
-    if not isinstance(rows, PatchRows):
-        four = tuple(t.flatten(1) for t in lines)
-        return kernels.relax_dense(rows[b].flatten(1), four, price.flatten())
-    if any(t.shape[0] != 1 for t in lines):
-        return None
-    maps = tuple(t[0].reshape(rows.shape[-3:]) for t in lines)
-    return kernels.relax_windows(rows.values[b], rows.top[b], rows.left[b], maps, price.reshape(rows.shape[-3:]))
+        maps = tuple(order.maps(t[b]) for t in full)
+        expense = order.maps(price[b : b + 1])[0]
+        if isinstance(rows, PatchRows):
+            maps = tuple(t[0] for t in maps)
+            found.append(kernels.relax_windows(values[b], rows.top[b], rows.left[b], maps, expense))
+        else:
+            found.append(kernels.relax_dense(order.rows(b), maps, expense))
+    sums = torch.stack([f[1] for f in found])
+    return order.back([f[0] for f in found]), sums[..., 0], sums[..., 1]
 
 
 def dot_rows(rows: Any, first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -62,19 +55,51 @@ def dot_rows(rows: Any, first: Tensor | None, second: Tensor | None) -> tuple[Te
     if not isinstance(values, Tensor) or not kernels.usable(values):
         return None
     shape = rows.shape if isinstance(rows, PatchRows) else rows.shape[2:]
-    zero = values.new_zeros((1, *shape)) if first is None or second is None else None
-    B = values.shape[0]
-    one = (zero if first is None else first).expand(B, *shape)  # type: ignore[union-attr]
-    two = (zero if second is None else second).expand(B, *shape)  # type: ignore[union-attr]
+    B, zero = values.shape[0], values.new_zeros((1,) * (1 + len(shape)))
+    order = _Order(rows, shape)
+    pair = [(zero if t is None else t).expand(B, *shape) for t in (first, second)]
     sums = []
     for b in range(B):
+        one, two = (order.maps(t[b : b + 1])[0] for t in pair)
         if isinstance(rows, PatchRows):
-            maps = (one[b].reshape(shape[-3:]), two[b].reshape(shape[-3:]))
-            sums.append(kernels.dot_windows(rows.values[b], rows.top[b], rows.left[b], *maps))
+            sums.append(kernels.dot_windows(values[b], rows.top[b], rows.left[b], one, two))
         else:
-            sums.append(kernels.dot_dense(rows[b].flatten(1), one[b].flatten(), two[b].flatten()))
+            sums.append(kernels.dot_dense(order.rows(b), one, two))
     total = torch.stack(sums)
     return total[..., 0], total[..., 1]
+
+
+class _Order:
+    """The memory order of rows, and vectors brought into it: channels last, or as the shape says."""
+
+    def __init__(self, rows: Any, shape: tuple[int, ...]) -> None:
+        self.source, self.shape = rows, shape
+        self.windows = isinstance(rows, PatchRows)
+        self.last = self.windows
+        if not self.windows and len(shape) >= 3 and not rows.is_contiguous():
+            flat = rows.reshape(-1, *shape[-3:])
+            self.last = flat.is_contiguous(memory_format=torch.channels_last)
+
+    def maps(self, t: Tensor) -> Tensor:
+        """``(K, *shape)`` as ``(K, H, W, C)`` for windows, else ``(K, n)`` in the rows' order."""
+        if self.last:
+            t = t.reshape(-1, *self.shape[-3:]).permute(0, 2, 3, 1)
+        return t if self.windows else t.reshape(t.shape[0], -1)
+
+    def rows(self, b: int) -> Tensor:
+        """Dense rows of example ``b`` as ``(R, n)``, without a copy."""
+        return self.maps(self.source[b])
+
+    def back(self, found: list[Tensor]) -> Any:
+        """What kernels returned, as rows of the kind they came from."""
+        if self.windows:
+            return replace(self.source, values=torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0))
+        out = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
+        B, R = out.shape[:2]
+        if not self.last:
+            return out.reshape(B, R, *self.shape)
+        C, H, W = self.shape[-3:]
+        return out.reshape(B * R, H, W, C).permute(0, 3, 1, 2).reshape(B, R, *self.shape)
 
 
 def box_rows(rows: Any, region: Region) -> Tensor | None:

@@ -32,7 +32,7 @@ def relax_dense(A: Tensor, lines: tuple[Tensor, ...], cost: Tensor) -> tuple[Ten
 def relax_windows(
     A: Tensor, top: Tensor, left: Tensor, lines: tuple[Tensor, ...], cost: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `relax_dense` for windows ``(R, C, h, w)`` at ``top, left (R,)`` of maps ``(C, H, W)``."""
+    """As `relax_dense` for windows ``(R, h, w, C)`` at ``top, left (R,)`` of maps ``(H, W, C)``."""
     return _call("relax_windows", A, top, left, *lines, cost)
 
 

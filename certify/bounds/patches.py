@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import conv_transpose2d, pad
 
 from certify.bounds.program import Step
+from certify.bounds.reference import windows
 from certify.bounds.rows import UnitRows
 from certify.ops.families import Lines
 from certify.ops.windows import window_of
@@ -27,10 +28,11 @@ _DENSE_FROM = 0.75  # share of the map a window may cover before a dense tensor 
 
 @dataclass(frozen=True, eq=False)
 class PatchRows:
-    """Coefficients ``(B, R, C, h, w)`` of windows of a ``(..., C, H, W)`` map; zero elsewhere.
+    """Coefficients ``(B, R, h, w, C)`` of windows of a ``(..., C, H, W)`` map; zero elsewhere.
 
     Attributes:
-        values: entries of a window that fall outside the map are zero.
+        values: entries of a window that fall outside the map are zero. Channels come last: that
+            is the order in which convolutions and the kernels run fastest.
         top, left: position of each window's first entry, ``(B, R)``; may be negative.
         shape: the step's shape for one example.
     """
@@ -42,7 +44,7 @@ class PatchRows:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.values.shape[-2], self.values.shape[-1]
+        return self.values.shape[2], self.values.shape[3]
 
     def zeros(self) -> Tensor:
         return self.values.new_zeros(self.top.shape)
@@ -56,26 +58,27 @@ class PatchRows:
         return PatchRows(double, torch.cat((self.top,) * 2, 1), torch.cat((self.left,) * 2, 1), self.shape)
 
     def dense(self) -> Tensor:
-        """The rows as ``(B, R, *shape)``."""
+        """The rows as ``(B, R, *shape)``, channels last in memory."""
         (h, w), (H, W) = self.size, self.shape[-2:]
-        B, R, C = self.values.shape[:3]
-        # Rows of a window are runs of a flattened, bordered map: one scatter, no loop.
-        full = self.values.new_zeros(B * R, C, (H + 2 * h) * (W + 2 * w))
+        B, R, C = *self.values.shape[:2], self.values.shape[4]
+        # A border as wide as the windows makes every place legal; one scatter, no loop.
+        wide = W + 2 * w
+        full = self.values.new_zeros(B * R, (H + 2 * h) * wide, C)
         y = (self.top + h).reshape(-1, 1) + torch.arange(h, device=self.top.device)
         x = (self.left + w).reshape(-1, 1) + torch.arange(w, device=self.top.device)
-        place = (y.unsqueeze(2) * (W + 2 * w) + x.unsqueeze(1)).flatten(1)
-        full.scatter_(2, place.unsqueeze(1).expand(-1, C, -1), self.values.reshape(B * R, C, h * w))
-        cut = full.reshape(B * R, C, H + 2 * h, W + 2 * w)[..., h : h + H, w : w + W]
-        return cut.reshape(B, R, *self.shape)
+        place = (y.unsqueeze(2) * wide + x.unsqueeze(1)).reshape(B * R, -1, 1).expand(-1, -1, C)
+        full.scatter_(1, place, self.values.reshape(B * R, h * w, C))
+        cut = full.reshape(B * R, H + 2 * h, wide, C)[:, h : h + H, w : w + W]
+        return cut.contiguous().permute(0, 3, 1, 2).reshape(B, R, *self.shape)
 
     def windows(self, maps: Tensor) -> Tensor:
-        """The windows of ``maps (B or 1, *shape)``, zero outside, as ``(B, R, C, h, w)``."""
-        h, w = self.size
-        B = self.top.shape[0]
+        """The windows of ``maps (B or 1, *shape)``, zero outside, as ``(B, R, h, w, C)``."""
+        size = self.size
         maps = maps.reshape(maps.shape[0], *self.shape[-3:])
-        view = pad(maps, (w, w, h, h)).unfold(2, h, 1).unfold(3, w, 1).permute(0, 2, 3, 1, 4, 5)
-        example = torch.arange(B, device=maps.device).unsqueeze(1) % len(maps)
-        return view[example, self.top + h, self.left + w]
+        last = len(maps) - 1
+        return torch.stack([
+            windows(maps[min(b, last)], self.top[b], self.left[b], size) for b in range(len(self.top))
+        ])
 
     def dot(self, maps: Tensor) -> Tensor:
         """``sum coefficient * map``, ``(B, R)``, for ``maps (B or 1, *shape)``."""
@@ -93,8 +96,8 @@ class PatchRows:
         (h, w), (g, v) = self.size, other.size
         y0, x0 = min(0, dy), min(0, dx)
         y1, x1 = max(h, dy + g), max(w, dx + v)
-        mine = pad(self.values, (-x0, x1 - w, -y0, y1 - h))
-        theirs = pad(other.values, (dx - x0, x1 - dx - v, dy - y0, y1 - dy - g))
+        mine = pad(self.values, (0, 0, -x0, x1 - w, -y0, y1 - h))
+        theirs = pad(other.values, (0, 0, dx - x0, x1 - dx - v, dy - y0, y1 - dy - g))
         return PatchRows(mine + theirs, self.top + y0, self.left + x0, self.shape)
 
 
@@ -143,27 +146,29 @@ def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
     assert weight is not None  # noqa: S101 (narrowing only)
     window, groups = window_of(site.attrs, 2), int(site.attrs.get("groups", 1))
     (sy, sx), (py, px), (dy, dx) = window.strides, window.begins, window.dilations
-    C, H, W = site.shapes[0][-3:]
+    H, W = site.shapes[0][-2:]
     if isinstance(rows, UnitRows):
         if groups != 1 or (dy, dx) != (1, 1):
             return None
-        O, OH, OW = site.shape[-3:]
+        OH, OW = site.shape[-2:]
         channel, place = rows.index // (OH * OW), rows.index % (OH * OW)
-        values = weight[channel]
+        values = weight.permute(0, 2, 3, 1)[channel]
         top, left = place // OW * sy - py, place % OW * sx - px
     else:
-        h, w = rows.size
-        B, R = rows.top.shape
-        flat = rows.values.reshape(B * R, -1, h, w)
-        values = conv_transpose2d(flat, weight, None, (sy, sx), 0, 0, groups, (dy, dx))
-        values = values.reshape(B, R, *values.shape[1:])
+        (h, w), (B, R) = rows.size, rows.top.shape
+        flat = rows.values.reshape(B * R, h, w, -1).permute(0, 3, 1, 2)
+        kernel = weight.contiguous(memory_format=torch.channels_last)
+        found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx)).permute(0, 2, 3, 1)
+        values = found.reshape(B, R, *found.shape[1:])
         top, left = rows.top * sy - py, rows.left * sx - px
-    if values.shape[-2] * values.shape[-1] >= _DENSE_FROM * H * W:
+    kh, kw = values.shape[2:4]
+    if kh * kw >= _DENSE_FROM * H * W:
         return None
-    found = PatchRows(values, top, left, site.shapes[0])
-    ones = values.new_ones(1, 1, H, W).expand(1, C, H, W)
-    outside = (top < 0) | (left < 0) | (top + values.shape[-2] > H) | (left + values.shape[-1] > W)
+    outside = (top < 0) | (left < 0) | (top + kh > H) | (left + kw > W)
+    pulled = PatchRows(values, top, left, site.shapes[0])
     if bool(outside.any()):
-        mask = replace(found, shape=(1, H, W)).windows(ones[:, :1])
-        found = replace(found, values=values * mask)
-    return found, None, None
+        y = top.unsqueeze(-1) + torch.arange(kh, device=top.device)
+        x = left.unsqueeze(-1) + torch.arange(kw, device=top.device)
+        inside = ((y >= 0) & (y < H)).unsqueeze(-1) & ((x >= 0) & (x < W)).unsqueeze(-2)
+        pulled = replace(pulled, values=values * inside.unsqueeze(-1))
+    return pulled, None, None

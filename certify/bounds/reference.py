@@ -23,7 +23,7 @@ def relax_windows(
     R = A.shape[0]
 
     def take(maps: Tensor) -> Tensor:
-        return windows(maps, top, left, (A.shape[2], A.shape[3])).reshape(R, -1)
+        return windows(maps.permute(2, 0, 1), top, left, (A.shape[1], A.shape[2])).reshape(R, -1)
 
     lines = [take(t) for t in (low, low_c, up, up_c)]
     positive = A.reshape(R, -1) >= 0
@@ -36,17 +36,18 @@ def relax_windows(
 
 def dot_windows(A: Tensor, top: Tensor, left: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """See `certify.bounds.kernels.dot_windows`."""
-    size = (A.shape[2], A.shape[3])
-    signed = (A.double() * windows(first, top, left, size)).flatten(1).sum(1)
-    absolute = (A.double().abs() * windows(second, top, left, size)).flatten(1).sum(1)
+    size = (A.shape[1], A.shape[2])
+    one, two = (windows(m.permute(2, 0, 1), top, left, size) for m in (first, second))
+    signed = (A.double() * one).flatten(1).sum(1)
+    absolute = (A.double().abs() * two).flatten(1).sum(1)
     return torch.stack((signed, absolute), 1)
 
 
 def windows(maps: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows of ``maps (C, H, W)``, zero outside, as ``(R, C, h, w)``."""
+    """Windows of ``maps (C, H, W)`` at ``top, left (R,)``, zero outside, as ``(R, h, w, C)``."""
     h, w = size
     view = torch.nn.functional.pad(maps, (w, w, h, h)).unfold(1, h, 1).unfold(2, w, 1)
-    return view.permute(1, 2, 0, 3, 4)[top + h, left + w]
+    return view.permute(1, 2, 3, 4, 0)[top + h, left + w]
 
 
 def dot_dense(A: Tensor, first: Tensor, second: Tensor) -> Tensor:

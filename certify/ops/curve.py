@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from certify.ops.oracle import EPS, HUGE, TANGENT_STEPS, TINY, Candidate, Profile, chord, supporting
+from certify.ops.oracle import (
+    EPS,
+    HUGE,
+    TANGENT_STEPS,
+    TINY,
+    Candidate,
+    Profile,
+    between,
+    chord,
+    supporting,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,14 +66,14 @@ class Curve(Profile):
         pieces: from left to right; the last ends at infinity.
         bend: +1 convex, -1 concave as a whole (on every valid interval), 0 mixed.
         ulps: accuracy of ``f``, in units in the last place of ``size(z, value)``.
-        steep, turns: accuracy of ``df``: ``turns EPS max(|df|, steep)``.
+        steep, turns: accuracy of ``df``: ``turns EPS max(|df|, steep)``; steep may depend on z.
     """
 
     pieces: tuple[Piece, ...] = field(default=())
     bend: int = 0
     ulps: int = 8
     size: Size = relative
-    steep: float = 0.0
+    steep: float | Callable[[Tensor], Tensor] = 0.0
     turns: float = 16.0
 
     def slack(self, z: Tensor, value: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ class Curve(Profile):
 
         with torch.no_grad():
             inside = piece.solve(rough)(k if sign > 0 else -k)
-        z = torch.clamp(inside, start, end)
+        z = between(inside, start, end)
         found = self._end(sign, z, k, rough)
         if rough:
             return found
@@ -136,7 +146,8 @@ class Curve(Profile):
             tangent, width = self.df(z), end - start
             excess = sign * tangent - k
             below = torch.minimum(excess * (start - z), excess * (end - z)).clamp(max=0.0)
-            doubt = tangent.abs().clamp(min=self.steep) * (self.turns * EPS) * width
+            steep = self.steep(z) if callable(self.steep) else tangent.new_tensor(self.steep)
+            doubt = torch.maximum(tangent.abs(), steep) * (self.turns * EPS) * width
             doubt = doubt - below * (1 + 4 * EPS)
             if self.steepest is None:  # the derivative may be infinite, which a point cannot feel
                 doubt = torch.where(width == 0, 0.0, doubt)
@@ -163,8 +174,9 @@ class Curve(Profile):
             for _ in range(TANGENT_STEPS):
                 apart = far - d
                 k = (value_far - sign * self.f(d)) / (apart + (apart == 0))
-                d = torch.clamp(inverse(k if sign > 0 else -k), start, end)
-        d = torch.clamp(d.detach(), start, end)  # differentiable where it is an end
+                inside = inverse(k if sign > 0 else -k)
+                d = torch.clamp(inside, start, end)
+        d = between(inside, start, end)  # differentiable where it is an end
         on_curve = (middle <= d) | (high <= split) if side == 0 else (middle >= d) | (low >= split)
         tangent = sign * self.df(middle)
         return torch.where(on_curve, tangent, chord(d, sign * self.f(d), far, value_far, tangent))
@@ -192,6 +204,7 @@ class Table:
         return self._solve(k, 1)
 
     def __call__(self, k: Tensor) -> Tensor:
+        """Where the derivative is ``k``; infinite where it is beyond the table."""
         return self._solve(k, 3)
 
     def _solve(self, k: Tensor, steps: int) -> Tensor:

@@ -32,11 +32,11 @@ def _gated(
     return Curve(
         f,
         df,
-        left=Tail(0.0, True, -1),
-        right=Tail(1.0, True, -1),
+        left=Tail(0.0, True, -1, 800.0),
+        right=Tail(1.0, True, -1, 800.0),
         low=low,
         steepest=1.2,
-        steep=1.0,
+        steep=_doubt,
         ulps=16,
         size=lambda z, value: z.abs(),
         pieces=(
@@ -45,6 +45,14 @@ def _gated(
             Table(df, second, REACH).piece(inf, -1),
         ),
     )
+
+
+def _doubt(z: Tensor) -> Tensor:
+    """A bound of the magnitudes summed up in any of the derivatives, times their condition."""
+    import torch
+
+    left = z.clamp(max=0.0)
+    return torch.exp(left) * (1 - left) ** 6
 
 
 def _gelu() -> Curve:

@@ -184,7 +184,7 @@ def _sigmoid(argument: Poly, k: Fraction, base: str) -> Match | None:
 
 
 def _mish(gate: Gate, k: Fraction, base: str) -> Match | None:
-    """``k x tanh(softplus(s x)) = k mish(s x) / s``; beyond a threshold of 20 both are x to roundoff."""
+    """``k x tanh(softplus(s x)) = k mish(s x) / s``; tanh is 1 past a threshold of 20."""
     s, attrs = _linear(gate.argument), dict(gate.attrs)
     if s is None or attrs.get("beta", 1.0) != 1.0 or attrs.get("threshold", inf) < 20:
         return None

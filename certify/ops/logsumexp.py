@@ -1,9 +1,8 @@
 """Log-sum-exp and log-softmax.
 
 ``LSE(x) = log sum_j exp(x_j)`` is convex, so any tangent plane is a lower bound (Gibbs: for
-weights s on the simplex, ``LSE(x) >= s . x - sum s log s``). Above, every exponential is replaced by
-its chord over the box and the logarithm, which is concave, by a tangent. Everything is computed
-for ``x - M`` with M the largest upper bound of a row, so nothing overflows.
+weights s on the simplex, ``LSE(x) >= s . x - sum s log s``). Above, every exponential is replaced
+by its chord over the box and the logarithm, which is concave, by a tangent. Chords are computed for ``x - M`` with M the largest upper bound of a row, so nothing overflows.
 """
 
 from __future__ import annotations

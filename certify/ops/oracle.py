@@ -51,11 +51,13 @@ class Candidate(NamedTuple):
 
 class Tail(NamedTuple):
     """How h behaves far out: its slope tends to ``slope``; ``bounded``: h - slope z has a limit,
-    reached to within roundoff at 2**500. ``bend`` is +1 convex, -1 concave, 0 straight."""
+    reached to within roundoff at distance ``at`` from 0, which stands in for an infinite bound.
+    ``bend`` is +1 convex, -1 concave, 0 straight."""
 
     slope: float
     bounded: bool
     bend: int = 0
+    at: float = FAR
 
 
 FLAT = Tail(0.0, True)
@@ -115,7 +117,7 @@ def intercept(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Te
     this slope exists or h is not defined. Never NaN."""
     import torch
 
-    left, right = low.clamp(-FAR, FAR), high.clamp(-FAR, FAR)
+    left, right = nearer(p, low, high)
     found = p.candidates(sign, left, right, k)
     z, value, error = next(found)
     best = value - k * z - error
@@ -134,16 +136,27 @@ def intercept(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Te
 
 
 def _holds_beyond(p: Profile, sign: int, k: Tensor, *, right: bool) -> Tensor:
-    """Whether ``sign h(z) - k z`` has its infimum beyond 2**500 at that end (or towards a limit
-    that the value there equals to within roundoff)."""
+    """Whether ``sign h(z) - k z`` does not fall beyond the stand-in for infinity at that end (or
+    falls towards a limit that the value there equals to within roundoff)."""
     side = 1 if right else -1
     tail = p.right if right else p.left
     limit, toward = side * sign * tail.slope, side * k
     if tail.bend * sign <= 0:  # the derivative falls to its limit
         return toward <= limit
-    end = side * sign * p.df(k.new_tensor(side * FAR))
+    end = side * sign * p.df(k.new_tensor(side * tail.at))
     found: Tensor = (toward <= end) | ((toward == limit) & tail.bounded)
     return found
+
+
+def nearer(p: Profile, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds with infinite ones replaced by where the tails have reached their limits."""
+    import torch
+
+    far_left, far_right = low < -FAR, high > FAR
+    if not bool((far_left | far_right).any()):
+        return low, high
+    left = torch.where(far_left, high.clamp(-FAR, -p.left.at), low.clamp(-FAR, FAR))
+    return left, torch.where(far_right, low.clamp(p.right.at, FAR), high.clamp(-FAR, FAR))
 
 
 def extreme_slope(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Tensor:
@@ -212,6 +225,13 @@ def _hull_points(
         v_b[open_] = torch.where(go & ~left, v, vb)
         open_ = open_[go]
     return (z_a, v_a), (z_b, v_b), touches
+
+
+def between(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``z`` limited to ``[low, high]``; unlike clamp, its gradient reaches equal limits."""
+    import torch
+
+    return torch.minimum(torch.maximum(z, low), high)
 
 
 def chord(a: Tensor, va: Tensor, b: Tensor, vb: Tensor, otherwise: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from certify.ops.oracle import EPS, TINY, Candidate, Profile
+from certify.ops.oracle import EPS, TINY, Candidate, Profile, between
 from certify.ops.scalar import examples, scalar, torch_function
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Wave(Profile):
         import torch
 
         large = torch.maximum(low.abs(), high.abs()) > LARGE
-        reach = EPS * 16 * low.abs().maximum(high.abs()) * (1 + k.abs())
+        reach = ~large * EPS * 16 * low.abs().maximum(high.abs()) * (1 + k.abs())
         for z in (low, high):
             value = torch.where(large, -1.0, sign * self.f(z))
-            yield Candidate(z, value, reach + self.slack(z, value))
+            yield Candidate(z, value, reach + self._rounding(z, value, k, large))
         bottom = self.peak if sign < 0 else self.peak + math.pi
         with torch.no_grad():
             first = torch.ceil((low - bottom - math.pi / 2) / TURN)
@@ -51,15 +51,22 @@ class Wave(Profile):
             lean = torch.asin(k.clamp(-1.0, 1.0))
         for turn in (first, first + 1, last, last - 1):
             middle = bottom + TURN * turn
-            start = torch.clamp(middle - math.pi / 2, low, high)
-            end = torch.clamp(middle + math.pi / 2, low, high)
-            z = torch.where(large, low, torch.clamp(middle + lean, start, end))
+            start = between(middle - math.pi / 2, low, high)
+            end = between(middle + math.pi / 2, low, high)
+            z = torch.where(large, low, between(middle + lean, start, end))
             value = torch.where(large, -1.0, sign * self.f(z))
             with torch.no_grad():
                 excess = sign * self.df(z) - k
                 below = torch.minimum(excess * (start - z), excess * (end - z)).clamp(max=0.0)
                 below = torch.where(large, 0.0, below * (1 + 4 * EPS))
-            yield Candidate(z, value, reach + self.slack(z, value) - below)
+            yield Candidate(z, value, reach + self._rounding(z, value, k, large) - below)
+
+    def _rounding(self, z: Tensor, value: Tensor, k: Tensor, large: Tensor) -> Tensor:
+        """The error of ``value - k z``; the value -1 of large angles is exact."""
+        import torch
+
+        line = 4 * EPS * ((k * z).abs() + value.abs())
+        return torch.where(large, line + TINY, line + self.slack(z, value))
 
     def slope_range(self, sign: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """See `Profile.slope_range`."""

@@ -28,7 +28,7 @@ def _exp() -> Curve:
     return Curve(
         torch.exp,
         torch.exp,
-        left=Tail(0.0, True, 1),
+        left=Tail(0.0, True, 1, 800.0),
         right=Tail(inf, False, 1),
         low=0.0,
         monotone=1,

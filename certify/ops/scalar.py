@@ -10,7 +10,7 @@ from certify.core.graph import Shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.directed import round_down, round_up
 from certify.ops.families import Lines
-from certify.ops.oracle import EPS, FAR, HUGE, Profile, extreme_slope, intercept
+from certify.ops.oracle import EPS, FAR, HUGE, Profile, extreme_slope, intercept, nearer
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:
@@ -122,14 +122,19 @@ def _odd_lines(
     import torch
 
     count = low.shape[0]
-    both = torch.cat((low, -high)), torch.cat((high, -low))
+    both = _mirrored(low, high)
     k = default_slope(p, 1, *both, dtype) if slopes is None else torch.cat(_alike(*slopes))
     m = intercept(p, 1, *both, k.double())
     centre = 2 * (p.centre or 0.0)
-    up = centre - m[count:] + 2 * EPS * centre
-    return Lines(
-        site, (k[:count],), round_down(m[:count], dtype), (k[count:],), round_up(up, dtype)
-    )
+    up = round_up(centre - m[count:] + 2 * EPS * centre, dtype)
+    return Lines(site, (k[:count],), round_down(m[:count], dtype), (k[count:],), up)
+
+
+def _mirrored(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The intervals, and after them their mirror images."""
+    import torch
+
+    return torch.cat((low, -high)), torch.cat((high, -low))
 
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,26 +146,28 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def default_slope(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
     """The slope of the line of least area on that side (of h itself), finite, in ``dtype``."""
-    left, right = low.clamp(-FAR, FAR), high.clamp(-FAR, FAR)
-    k = extreme_slope(p, sign, low, high, p.slope(sign, left, right))
+    k = extreme_slope(p, sign, low, high, p.slope(sign, *nearer(p, low, high)))
     return sign * _finite(k, dtype)
 
 
 def slope_ranges(p: Profile, x: Interval) -> tuple[Slope, ...]:
     """Useful slopes below and above; a single one where a bound is infinite."""
+    low, high = _ends(x)
+    if p.centre is None:
+        return tuple(_slope_range(p, sign, low, high, x.lower.dtype) for sign in (1, -1))
+    both = _slope_range(p, 1, *_mirrored(low, high), x.lower.dtype)
+    halves = [k.chunk(2) for k in both]
+    return tuple(Slope(*(half[side] for half in halves)) for side in (0, 1))
+
+
+def _slope_range(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.dtype) -> Slope:
     import torch
 
-    dtype = x.lower.dtype
-    low, high = _ends(x)
-    left, right = low.clamp(-FAR, FAR), high.clamp(-FAR, FAR)
+    start = default_slope(p, sign, low, high, dtype)
     fixed = (low < -FAR) | (high > FAR)
-    found = []
-    for sign in (1, -1):
-        start = default_slope(p, sign, low, high, dtype)
-        ends = (sign * _finite(k, dtype) for k in p.slope_range(sign, left, right)[::sign])
-        least, most = (torch.where(fixed, start, k) for k in ends)
-        found.append(Slope(start, least.minimum(start), most.maximum(start)))
-    return tuple(found)
+    ends = p.slope_range(sign, *nearer(p, low, high))[::sign]
+    least, most = (torch.where(fixed, start, sign * _finite(k, dtype)) for k in ends)
+    return Slope(start, least.minimum(start), most.maximum(start))
 
 
 def _ends(x: Interval) -> tuple[Tensor, Tensor]:

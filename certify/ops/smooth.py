@@ -44,6 +44,8 @@ _S_TAILS: dict[str, Any] = {
     "monotone": 1,
     "centre": 0.0,
 }
+_END = 800.0  # exp(-800) is 0
+_S_FAST = _S_TAILS | {"left": Tail(0.0, True, 1, _END), "right": Tail(0.0, True, -1, _END)}
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def _sigmoid() -> Curve:
         high=1.0,
         steepest=0.25,
         pieces=_s_shape(_logit_slope),
-        **_S_TAILS | {"centre": 0.5},
+        **_S_FAST | {"centre": 0.5},
     )
 
 
@@ -75,7 +77,7 @@ def _tanh() -> Curve:
     def left(k: Tensor) -> Tensor:
         return 0.5 * _logit_slope(0.25 * k)
 
-    return Curve(torch.tanh, df, low=-1.0, high=1.0, pieces=_s_shape(left), **_S_TAILS)
+    return Curve(torch.tanh, df, low=-1.0, high=1.0, pieces=_s_shape(left), **_S_FAST)
 
 
 def _atan() -> Curve:
@@ -103,16 +105,16 @@ def _erf() -> Curve:
     def left(k: Tensor) -> Tensor:
         return -torch.sqrt(-torch.log((k / top).clamp(NORMAL, 1.0)))
 
-    # exp turns the rounding of z*z into a relative error z*z EPS; where df is normal z*z < 745.
+    # exp turns the rounding of z*z into a relative error of z*z units.
     return Curve(
         torch.erf,
         df,
         low=-1.0,
         high=1.0,
         steepest=1.13,
-        steep=1.0,
+        steep=lambda z: (1 + z * z) * df(z),
         pieces=_s_shape(left),
-        **_S_TAILS,
+        **_S_FAST,
     )
 
 
@@ -144,8 +146,8 @@ def _log_sigmoid() -> Curve:
     return Curve(
         f,
         df,
-        left=Tail(1.0, True, -1),
-        right=Tail(0.0, True, -1),
+        left=Tail(1.0, True, -1, _END),
+        right=Tail(0.0, True, -1, _END),
         high=0.0,
         monotone=1,
         bend=-1,
@@ -180,14 +182,14 @@ def _softplus(beta: float, threshold: float) -> Curve:
     return Curve(
         f,
         df,
-        left=Tail(0.0, True, 1),
-        right=Tail(1.0, True, 1),
+        left=Tail(0.0, True, 1, _END / beta),
+        right=Tail(1.0, True, 1, _END / beta),
         low=0.0,
         monotone=1,
         bend=1,
         pieces=(Piece(inf, 1, lambda k: _logit(k) / beta),),
         sag=sag,
-        steep=1.0,
+        steep=lambda z: df(z) * (1 - (beta * z).clamp(max=0.0)),
         size=lambda z, value: value.abs() * (1 + (beta * z).clamp(-800, 0).abs()),
     )
 
@@ -213,14 +215,14 @@ def _elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Curve:
     return Curve(
         f,
         df,
-        left=Tail(0.0, True, side),
+        left=Tail(0.0, True, side, _END / input_scale),
         right=Tail(scale, True),
         monotone=1 if alpha >= 0 else 0,
         bend=1 if 0 <= steep <= scale else 0,
         steepest=max(abs(steep), scale),
         low=-alpha * scale * (1 + 1e-15) if alpha >= 0 else -inf,
         ulps=16,
-        steep=abs(steep),
+        steep=lambda z: df(z).abs() * (1 - input_scale * z.clamp(max=0.0)),
         pieces=(Piece(0.0, side, left if side else None), Piece(inf, 0)),
     )
 
@@ -236,9 +238,11 @@ def _celu_shape(attrs: Any, x: Shape) -> Shape:
 
 
 def _softplus_forward(x: Tensor, beta: float, threshold: float) -> Tensor:
-    from torch.nn.functional import softplus
+    import torch
 
-    return softplus(x, beta, threshold)
+    if threshold == inf:  # torch's own overflows without one
+        return torch.logaddexp(beta * x, x.new_zeros(())) / beta
+    return torch.nn.functional.softplus(x, beta, threshold)
 
 
 def _softplus_shape(attrs: Any, x: Shape) -> Shape:
