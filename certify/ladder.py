@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,14 @@ from certify.bounds.decide import Decision, Means, Question, clause_margins, dec
 from certify.bounds.program import prepare
 from certify.bounds.rounding import Semantics, unguaranteed
 from certify.core.certificate import Counterexample, Verdict
+from certify.core.claim import Case
 from certify.core.errors import UsageError
 from certify.core.graph import Graph
 from certify.core.region import Box, Product, Region
 from certify.core.spec import Spec
 from certify.search.attack import AttackSettings, attack
 from certify.search.replay import confirm
-
-if TYPE_CHECKING:
-    from certify.verify import Options
+from certify.settings import Options
 
 _LARGEST_GROUP = 256  # examples bounded together
 _GROUP_OPERATIONS = 4e8  # about this many per step of a group
@@ -186,6 +185,18 @@ def climb(graph: Graph, targets: list[Target], options: Options, deadline: float
     if not run.open:
         return _outcome(run, Verdict.HOLDS, "")
     return _outcome(run, Verdict.UNKNOWN, _why(run))
+
+
+def prove_again(graph: Graph, case: Case, method: str, semantics: str) -> tuple[bool, float]:
+    """Whether one method alone proves a case, and the smallest margin it finds."""
+    targets = [
+        Target(0, i, case.region if case.region.batch == 1 else case.region.rows([i]), case.spec, None)
+        for i in range(case.region.batch)
+    ]
+    options = Options(method=method, semantics=semantics, attack=False)
+    run = _Climb(graph, options, Means(Semantics(semantics)), targets)
+    run.bound(method)
+    return not run.open, run.worst()
 
 
 def _stages(run: _Climb) -> Iterator[None]:

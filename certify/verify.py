@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from certify.core.certificate import Certificate, Evidence, Guarantee, Verdict
 from certify.core.claim import Case
-from certify.core.errors import BadInput, UsageError
+from certify.core.errors import BadInput
 from certify.core.provenance import Provenance, now, versions
 from certify.core.region import Product, Region, as_inputs
 from certify.importers.model_claim import claim_about
+from certify.settings import METHOD_NAMES, Options
 
 if TYPE_CHECKING:
     from certify.core.graph import Graph
     from certify.core.spec import Spec
     from certify.importers.vnnlib import VnnlibQuery
     from certify.ladder import Outcome, Target
-
-METHOD_NAMES = ("auto", "ibp", "crown-ibp", "crown", "alpha")
-SEMANTICS = ("real", "float32")
-DEFAULT_MEMORY = 4 * 2**30
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to verify.
-
-    Attributes:
-        timeout: seconds, from the call; the answer comes within it or is ``timeout``.
-        method: ``"auto"`` climbs from cheap to tight; a name uses that method alone.
-        semantics: ``"real"``: real arithmetic on the stored weights; ``"float32"``: any float32
-            evaluation order as well.
-        attack: look for counterexamples too.
-        seed: of the attack.
-        memory: bytes that coefficient tensors may take.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where there is one.
-        progress: called with one line per stage.
-    """
-
-    timeout: float = 60.0
-    method: str = "auto"
-    semantics: str = "real"
-    attack: bool = True
-    seed: int = 0
-    memory: int = DEFAULT_MEMORY
-    device: str = "cpu"
-    progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        for what, value, known in (("method", self.method, METHOD_NAMES),
-                                   ("semantics", self.semantics, SEMANTICS)):
-            if value not in known:
-                raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
-        if not self.timeout > 0:
-            raise UsageError(f"timeout must be a positive number of seconds, got {self.timeout}")
-        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise UsageError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
-
-    def say(self, line: str) -> None:
-        if self.progress is not None:
-            self.progress(line)
-
 
 def verify(
     network: Graph, region: Region, spec: Spec, timeout: float = 60.0, **options: Any
@@ -139,7 +92,8 @@ def _certify(
     claim = claim_about(network, cases)
     outcome = climb(network, _targets(cases, query), options, started + options.timeout)
     settings = {"timeout": options.timeout, "method": options.method, "semantics": options.semantics,
-                "attack": options.attack, "memory": options.memory}
+                "attack": options.attack, "memory": options.memory,
+                "model_path": str(network.source.get("path", ""))}
     provenance = Provenance(
         claim.model_sha256, spec_sha256, outcome.method, settings, options.seed, versions(),
         outcome.device, time.monotonic() - started, begun,

@@ -58,8 +58,8 @@ def main() -> int:
         accepted = certify.check(certify.load_certificate(file), str(FOLDER / network)).accepted
         refused += not accepted
         results.append(certificate.verdict)
-        print(f"{Path(spec).stem:12}  {certificate.sentence()}  "
-              f"[{'checked' if accepted else 'REJECTED'}]", flush=True)
+        mark = "checked" if accepted else "REJECTED"
+        print(f"{Path(spec).stem:12}  {certificate.sentence()}  [{mark}]", flush=True)
         if certificate.counterexample is not None and not shown:
             show_counterexample(certificate)
             shown = True

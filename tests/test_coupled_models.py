@@ -1,4 +1,4 @@
-"""Translations of products, pooling, softmax, attention and spelled-out activations."""
+"""Translations of products, pooling, softmax and attention, and facts about their planes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 from typing import Any
 
-import mpmath
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,25 +17,10 @@ from certify import ops
 from certify.core.errors import BadInput, Unsupported
 from certify.core.graph import Graph
 from certify.ops.builder import Builder, Call, Value
-from certify.ops.gelu_pattern import match_gelu
 from certify.ops.record import Interval, Site
+from tests.graph_values import run
 
 REGISTRY = ops.load()
-
-
-def _run(graph: Graph, *inputs: torch.Tensor) -> torch.Tensor:
-    """The graph's own meaning at points, by the records' ``forward``."""
-    values: dict[str, Any] = {k: torch.as_tensor(v) for k, v in graph.constants.items()}
-    values.update({n.name: x for n, x in zip(graph.inputs, inputs, strict=True)})
-    for node in graph.nodes:
-        if node.name in values:
-            continue
-        operands = [values.get(name) for name in node.inputs]
-        shapes = tuple(() if v is None else tuple(v.shape) for v in operands)
-        varies = tuple(name in graph.by_name for name in node.inputs)
-        site = Site(node.name, node.attrs, shapes, varies, node.shape)
-        values[node.name] = REGISTRY.ops[node.op].forward(site, *operands)
-    return values[graph.output]
 
 
 def _onnx_graph(kind: str, arrays: list[Any], attrs: dict[str, Any], opset: int) -> Graph:
@@ -79,7 +63,7 @@ def _agrees(
     kind: str, arrays: list[Any], attrs: dict[str, Any], opset: int, tolerance: float = 1e-5
 ) -> None:
     expected, points = _runtime(kind, arrays, attrs, opset, 0)
-    found = _run(_onnx_graph(kind, arrays, attrs, opset), *points).numpy()
+    found = run(_onnx_graph(kind, arrays, attrs, opset), *points).numpy()
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -134,7 +118,7 @@ def test_aten_max_pool_agrees_with_torch(
     )
     assert isinstance(y, Value)
     expected = torch.nn.functional.max_pool2d(x, kernel, stride, padding, dilation, ceil)
-    assert torch.equal(_run(b.finish(y), x), expected)
+    assert torch.equal(run(b.finish(y), x), expected)
 
 
 @pytest.mark.parametrize("size", [1, 3, (2, 5)])
@@ -144,7 +128,7 @@ def test_adaptive_max_pool_agrees_with_torch(size: Any) -> None:
     translate = REGISTRY.aten["aten.adaptive_max_pool2d.default"][1]
     assert translate is not None
     y = translate(b, Call("y", "adaptive", (b.input("x", (2, 7, 8)), size), {}))
-    assert torch.equal(_run(b.finish(y[0]), x), torch.nn.functional.adaptive_max_pool2d(x, size))
+    assert torch.equal(run(b.finish(y[0]), x), torch.nn.functional.adaptive_max_pool2d(x, size))
 
 
 def test_a_window_of_padding_only_is_refused() -> None:
@@ -213,7 +197,7 @@ def test_attention_agrees_with_torch(causal: bool, mask: str) -> None:
     y = translate(b, Call("y", "sdpa", (*inputs, constant, 0.0, causal, None, False), {}))
     assert isinstance(y, Value)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, given, is_causal=causal)
-    torch.testing.assert_close(_run(b.finish(y), q, k, v), expected)
+    torch.testing.assert_close(run(b.finish(y), q, k, v), expected)
 
 
 @pytest.mark.parametrize("attrs", [{}, {"is_causal": 1}, {"softcap": 1.5, "scale": 0.7}])
@@ -243,7 +227,7 @@ def test_minus_infinity_before_a_softmax_becomes_its_mask(way: str) -> None:
     assert all(np.isfinite(np.asarray(v)).all() for v in graph.constants.values())
     point = torch.tensor([[0.3, 9.0, -1.0], [1.0, 2.0, 5.0]]).double()
     expected = (point + torch.as_tensor(bias)).softmax(-1)
-    torch.testing.assert_close(_run(graph, point), expected)
+    torch.testing.assert_close(run(graph, point), expected)
 
 
 def test_a_query_without_keys_is_refused() -> None:
@@ -358,103 +342,3 @@ def test_the_largest_element_is_bounded_at_least_as_tightly_as_by_a_constant() -
     assert (at_centre >= centre.amax(-1) - 1e-9).all()
     upper_at_centre = -bias[:, 1] - (c[:, 1] * centre).sum(-1)
     assert (upper_at_centre < box.upper.amax(-1) - 1e-3).float().mean() > 0.9
-
-
-# ------------------------------------------------------------------- spelled-out activations
-
-HALF, TANH = np.float32(0.5), np.float32(math.sqrt(2 / math.pi))
-
-
-def _chain(kind: str) -> Graph:
-    """A written activation of a linear map of the input, as exporters emit it."""
-    b = Builder()
-    x = b.add("mul", b.input("x", (4,)), b.constant(np.float64([1.0, -2.0, 0.5, 3.0])))
-
-    def times(u: Value, v: Any) -> Value:
-        return b.add("mul", u, v if isinstance(v, Value) else b.constant(np.asarray(v)))
-
-    def plus(u: Value, v: Any) -> Value:
-        return b.add("add", u, v if isinstance(v, Value) else b.constant(np.asarray(v)))
-
-    one, root = np.float32(1), np.float32(math.sqrt(2))
-    if kind.startswith("erf"):
-        gate = plus(b.add("erf", b.add("div", x, b.constant(np.asarray(root)))), one)
-        forms = {
-            "erf-1": lambda: times(times(x, HALF), gate),
-            "erf-2": lambda: times(times(x, gate), HALF),
-            "erf-3": lambda: times(x, times(gate, HALF)),
-            "erf-4": lambda: plus(
-                times(x, HALF),
-                times(times(x, HALF), b.add("erf", times(x, np.float32(math.sqrt(0.5))))),
-            ),
-        }
-        return b.finish(forms[kind]())
-    if kind.startswith("tanh"):
-        cube = b.add("pow", x, exponent=3.0) if kind == "tanh-1" else times(b.add("square", x), x)
-        inner = times(plus(x, times(cube, np.float32(0.044715))), TANH)
-        return b.finish(times(times(x, HALF), plus(b.add("tanh", inner), one)))
-    if kind == "silu":
-        return b.finish(times(x, b.add("sigmoid", x)))
-    if kind == "quick":
-        return b.finish(times(x, b.add("sigmoid", times(x, np.float32(1.702)))))
-    if kind == "mish":
-        return b.finish(times(x, b.add("tanh", b.add("softplus", x, beta=1.0, threshold=20.0))))
-    if kind == "hard-1":
-        clipped = b.add("clip", plus(x, np.float32(3)), min=0.0, max=6.0)
-        return b.finish(b.add("div", times(x, clipped), b.constant(np.asarray(np.float32(6)))))
-    return b.finish(times(x, b.add("hard_sigmoid", x, alpha=1 / 6, beta=0.5)))
-
-
-WRITTEN = {
-    "erf-1": "gelu", "erf-2": "gelu", "erf-3": "gelu", "erf-4": "gelu", "tanh-1": "tanh_gate",
-    "tanh-2": "tanh_gate", "silu": "silu", "quick": "silu", "mish": "mish",
-    "hard-1": "hard_swish", "hard-2": "hard_swish",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", WRITTEN)
-def test_a_written_activation_becomes_its_operator(kind: str) -> None:
-    graph = _chain(kind)
-    matched = match_gelu(graph)
-    used = [n.op for n in matched.nodes]
-    assert WRITTEN[kind] in used
-    assert not {
-        "erf",
-        "tanh",
-        "sigmoid",
-        "softplus",
-        "clip",
-        "hard_sigmoid",
-        "pow",
-        "square",
-    } & set(used)
-    assert matched.output == graph.output and set(matched.constants) <= {
-        name for node in matched.nodes for name in node.inputs
-    }
-    x = torch.linspace(-6, 6, 400).double()[:, None].expand(-1, 4)
-    torch.testing.assert_close(_run(matched, x), _run(graph, x), rtol=1e-13, atol=1e-14)
-
-
-def test_a_matched_gelu_is_the_written_one_within_its_allowance() -> None:
-    """At 50 digits, with the constants as stored: off by at most 2^-50 |x|."""
-    graph = match_gelu(_chain("erf-1"))
-    scale, factor = (float(graph.constants[n.inputs[1]]) for n in graph.nodes[2:] if n.op == "mul")
-    root = mpmath.mpf(float(np.float32(math.sqrt(2))))
-    with mpmath.workdps(50):
-        for x in np.linspace(-8, 8, 401):
-            written = mpmath.mpf(x) * 0.5 * (1 + mpmath.erf(mpmath.mpf(x) / root))
-            z = scale * mpmath.mpf(x)
-            matched = factor * z * mpmath.ncdf(z)
-            assert abs(written - matched) <= mpmath.mpf(2) ** -51 * abs(x)
-
-
-@pytest.mark.parametrize("change", ["two", "shape", "trainable", "other"])
-def test_what_is_not_an_activation_is_left_alone(change: str) -> None:
-    b = Builder()
-    x = b.input("x", (3,))
-    two = torch.tensor(2.0, requires_grad=True) if change == "trainable" else np.float64(2)
-    inner = b.add("mul", x, b.constant(two)) if change != "other" else b.input("w", (3,))
-    one = np.ones(3) if change == "shape" else np.float64(1.5 if change == "two" else 1.0)
-    gate = b.add("add", b.add("erf", inner), b.constant(one))
-    graph = b.finish(b.add("mul", x, gate))
-    assert match_gelu(graph) is graph

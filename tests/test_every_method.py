@@ -20,6 +20,7 @@ from tests.exact_nets import exact_values
 from tests.nets import BODIES, ELEMENTWISE, dense, grow, names, over, single
 
 QUICK = Alpha(iterations=3, unit_iterations=1)
+STEADY = Alpha(iterations=1, unit_iterations=1)  # later steps turn rounding noise into directions
 PLACES = [pytest.param(r, id=f"{name}-{i}") for name, kind in REGIONS.items()
           for i, r in enumerate(kind.examples())]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -51,7 +52,7 @@ def samples(graph: Graph, region: Region, count: int = 200) -> tuple[list[torch.
     generator = torch.Generator().manual_seed(5)
     points = [p.sample(count, generator).double() for p in parts]
     if len(parts) == 1 and isinstance(region, Box) and points[0][0, 0].numel() <= 5:
-        low, high = (torch.as_tensor(np.asarray(e)).unsqueeze(1) for e in region.ends())
+        low, high = (torch.tensor(np.asarray(e)).unsqueeze(1) for e in region.ends())
         picks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=low[0].numel())))
         points = [torch.cat([points[0], low + (high - low) * picks.reshape(1, -1, *low.shape[2:])], 1)]
     return [x.flatten(0, 1) for x in points], points[0].shape[1]
@@ -90,7 +91,7 @@ def test_samples_lie_inside_on_every_region(method: str, region: Region) -> None
 @every_body
 def test_samples_lie_inside_on_every_network(method: str, body: str) -> None:
     centre = np.array([[0.1, -0.3, 0.5, 0.0, -0.8], [-0.6, 0.2, 0.1, 0.9, 0.4]])
-    for seed, size in ((0, 0.02), (1, 0.2), (2, 0.8)):
+    for seed, size in ((0, 0.05), (1, 0.5)):
         graph = grow(BODIES[body], seed=seed)
         inside(graph, Box(centre - size, centre + size * np.array([[1.0], [0.5]])).batched((5,)), method)
         inside(graph, L2(centre, size, (-1.0, 1.0)).batched((5,)), method)
@@ -100,7 +101,7 @@ def test_samples_lie_inside_on_every_network(method: str, body: str) -> None:
 def test_samples_lie_inside_on_images(method: str) -> None:
     rng = np.random.default_rng(8)
     centre = rng.uniform(size=(2, 1, 2, 6, 6))
-    for seed in range(3):
+    for seed in range(2):
         graph = grow(BODIES["convolutional"], (1, 2, 6, 6), seed)
         inside(graph, Linf(centre, 0.1, (0.0, 1.0)).batched((1, 2, 6, 6)), method)
 
@@ -156,18 +157,19 @@ def test_examples_of_a_batch_do_not_mix(method: str, body: str) -> None:
     centre = np.random.default_rng(6).uniform(-0.8, 0.8, size=(3, 5))
     region = Linf(centre, np.array([0.3, 0.02, 0.15]), (-1.0, 1.0)).batched((5,))
     rows = np.random.default_rng(9).normal(size=(3, 2, 3))
-    together = everything(found(graph, region, method), found(graph, region, method, rows))
+
+    def of(examples: list[int]) -> dict[str, torch.Tensor]:
+        part = region.rows(examples)
+        return everything(found(graph, part, method, alpha=STEADY),
+                          found(graph, part, method, rows[examples], alpha=STEADY))
+
+    together = of([0, 1, 2])
     for order in ([1, 0, 2], [2, 1, 0]):
-        turned, turned_rows = region.rows(order), rows[order]
-        other = everything(found(graph, turned, method), found(graph, turned, method, turned_rows))
+        turned = of(order)
         for key, value in together.items():
-            close(other[key], value[order], method, key)
+            close(turned[key], value[order], method, key)
     for i in range(3):
-        alone = everything(found(graph, region.rows([i]), method),
-                           found(graph, region.rows([i]), method, rows[i]))
-        same = [i, i]
-        twice = everything(found(graph, region.rows(same), method),
-                           found(graph, region.rows(same), method, rows[same]))
+        alone, twice = of([i]), of([i, i])
         for key, value in alone.items():
             close(twice[key], value.expand_as(twice[key]), method, key)
             if not METHODS[method].refine:
@@ -184,10 +186,10 @@ def everything(outputs: Any, margins: Any) -> dict[str, torch.Tensor]:
 
 
 def close(one: torch.Tensor, other: torch.Tensor, method: str, what: str) -> None:
-    """Equal up to rounding; optimised slopes, which turn rounding into direction, up to 2 %."""
-    share = 2e-2 if method == "alpha" else 1e-7
-    torch.testing.assert_close(one, other, rtol=share, atol=share * (1 + float(other.abs().max())),
-                               msg=lambda m: f"{what}: {m}")
+    """Equal up to rounding, which optimised slopes amplify."""
+    share = 1e-3 if method == "alpha" else 1e-7
+    atol = share * (1 + float(other.abs().max()))
+    torch.testing.assert_close(one, other, rtol=share, atol=atol, msg=lambda m: f"{what}: {m}")
 
 
 @every_method
@@ -196,7 +198,7 @@ def test_a_tiny_memory_budget_changes_nothing(method: str, body: str) -> None:
     graph = grow(BODIES[body], seed=3)
     region = Box(np.full((2, 5), -0.3), np.array([[0.2], [0.4]]) + np.zeros(5)).batched((5,))
     rows = np.random.default_rng(2).normal(size=(2, 4, 3))
-    large, small = (found(graph, region, method, rows, memory=m) for m in (2**32, 1))
+    large, small = (found(graph, region, method, rows, memory=m, alpha=STEADY) for m in (2**32, 1))
     one, other = everything(large, large), everything(small, small)
     for key, value in one.items():
         close(other[key], value, method, key)

@@ -27,10 +27,10 @@ from certify.bounds.rounding import (
     summing_slack,
     unit_of,
 )
-from certify.bounds.rows import UnitRows, dense, pull_unit_rows
+from certify.bounds.rows import UnitRows, dense, per_example, pull_unit_rows
 from certify.bounds.threads import threads_for
 from certify.core.region import Region
-from certify.ops.families import Lines
+from certify.ops.families import Lines, per_row
 from certify.ops.record import Interval, Relaxation
 
 Rows = Any  # Tensor (B, R, *shape), UnitRows or PatchRows
@@ -104,8 +104,8 @@ class Sweep:
         for index, rows in self.coefficients.items():
             A, box = dense(rows), self.bounds[index]
             assert box is not None  # noqa: S101 (narrowing only)
-            lower, upper = box.lower.flatten(1), box.upper.flatten(1)
-            flat = A.flatten(2)
+            lower, upper = per_example(box.lower), per_example(box.upper)
+            flat = per_row(A)
             found = _dot(flat.clamp(min=0), lower) + _dot(flat.clamp(max=0), upper)
             if self.semantics.rigorous:
                 size = _dot(flat.abs(), torch.maximum(lower.abs(), upper.abs()))
@@ -237,7 +237,7 @@ def _row_dot(rows: Rows, x: Tensor) -> Tensor:
         return rows.pick(x)
     if isinstance(rows, PatchRows):
         return rows.dot(x)
-    return _dot(rows.flatten(2), x.flatten(1))
+    return _dot(per_row(rows), per_example(x))
 
 
 def _size_dot(rows: Rows, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from certify.bounds.budget import Limits, row_chunks
 from certify.bounds.interval import interval_step, intersect
 from certify.bounds.program import Program, Step, to_tensor
 from certify.bounds.rounding import Semantics
-from certify.bounds.rows import UnitRows
+from certify.bounds.rows import UnitRows, per_example
 from certify.bounds.threads import threads_for
 from certify.core.region import Product, Region
 from certify.core.region_box import BoxShaped
@@ -108,7 +108,7 @@ def tighten(
 ) -> State:
     """Bounds of every step over ``region`` (batched, one part per model input)."""
     state = State(program, region, semantics, limits, [None] * len(program.steps))
-    boxes = iter(_input_boxes(program, region))
+    boxes = iter(input_boxes(program, region))
     plain = isinstance(region, BoxShaped) or (
         isinstance(region, Product) and all(isinstance(p, BoxShaped) for p in region.parts)
     )
@@ -122,7 +122,7 @@ def tighten(
             found, error = interval_step(step, state.bounds, semantics)
         if plan.known is not None and plan.known[index] is not None:
             found = intersect(found, _cast(plan.known[index], program))
-        state.bounds[index] = _defined(found) if index in wanted else found
+        state.bounds[index] = defined(found) if index in wanted else found
         if error is not None:
             state.errors[index] = error
         state.exact.append(_exactness(step, state.exact))
@@ -187,7 +187,8 @@ def _with_slopes(state: State, slopes: Slopes) -> Any:
     return relax
 
 
-def _input_boxes(program: Program, region: Region) -> list[Interval]:
+def input_boxes(program: Program, region: Region) -> list[Interval]:
+    """The smallest box around each input's part of the region, rounded outward."""
     lower, upper = region.bounding_box()
     many = isinstance(region, Product)
     found = []
@@ -211,7 +212,8 @@ def _cast(known: Interval | None, program: Program) -> Interval:
     return Interval(known.lower.to(program.dtype), known.upper.to(program.dtype))
 
 
-def _defined(found: Interval) -> Interval:
+def defined(found: Interval) -> Interval:
+    """``found`` with infinity in place of NaN."""
     inf = torch.inf
     return Interval(
         torch.nan_to_num(found.lower, nan=-inf, posinf=inf, neginf=-inf),
@@ -246,7 +248,7 @@ def _ambiguous(state: State, index: int) -> Tensor:
         found = rule.ambiguous(step.site, box) if rule.ambiguous else box.upper > box.lower
         mask = found if mask is None else mask | found
     assert mask is not None  # noqa: S101 (narrowing only)
-    return mask.flatten(1)
+    return per_example(mask)
 
 
 def _refine(state: State, index: int, alpha: Alpha | None) -> None:
@@ -281,7 +283,7 @@ def _apply(state: State, index: int, unit: UnitPass) -> None:
     rows = unit_rows(state, index, unit.index)
     found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)  # type: ignore[dict-item]
     low, high = found.chunk(2, 1)
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = per_example(box.lower), per_example(box.upper)
     lower = lower.scatter(1, unit.index, torch.fmax(low, rows.pick(lower)))
     upper = upper.scatter(1, unit.index, torch.fmin(-high, rows.pick(upper)))
     shape = (lower.shape[0], *state.program.shape(index))

@@ -8,31 +8,38 @@ it is looser than a backward pass on deep networks (Zhang et al. 2018; Xu et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from certify.bounds.budget import Limits
-from certify.bounds.crown import State, _defined, _input_boxes, pull_to_nonlinear
+from certify.bounds.crown import State, defined, input_boxes, pull_to_nonlinear
 from certify.bounds.interval import intersect, interval_step
 from certify.bounds.program import Program, Step
-from certify.bounds.rounding import Semantics
-from certify.bounds.rows import dense
+from certify.bounds.rounding import Semantics, gamma, magnitude, round_down, unit_of
+from certify.bounds.rows import dense, per_example
 from certify.core.region import Product, Region
-from certify.ops.families import Lines
+from certify.ops.families import Lines, per_row
 from certify.ops.record import Interval
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """``low x + low_c <= value <= up x + up_c``: slopes ``(B, n, *shape)``, n inputs; offsets ``(B, *shape)``."""
+    """``low x + low_c <= value <= up x + up_c``: slopes ``(B, n, *shape)``, n inputs; offsets ``(B, *shape)``.
+
+    ``size`` bounds the terms of both over the region, ``(B, *shape)``: what rounding is relative to.
+    """
 
     low: Tensor
     low_c: Tensor
     up: Tensor
     up_c: Tensor
+    size: Tensor
 
 
 @dataclass
@@ -41,21 +48,53 @@ class ForwardState(State):
 
     planes: list[Planes | None] = field(default_factory=list)
 
+    def of(self, index: int) -> Planes:
+        """The planes of a step that has been reached."""
+        found = self.planes[index]
+        assert found is not None  # noqa: S101 (narrowing only)
+        return found
 
-def forward_state(program: Program, region: Region, limits: Limits) -> ForwardState:
-    """Intervals and planes of every step (search semantics only)."""
-    state = ForwardState(program, region, Semantics.SEARCH, limits, [None] * len(program.steps))
-    state.planes = planes = [None] * len(program.steps)
-    _seed(state, planes)
+    def charged(self, low: Pair, up: Pair, error: Tensor | None) -> Planes:
+        """Planes with ``error`` taken off."""
+        if not self.semantics.rigorous:
+            return Planes(*low, *up, low[1])
+        low_c, up_c = low[1], up[1]
+        if error is not None:
+            low_c, up_c = low_c - error, up_c + error
+        size = low_c.abs() + up_c.abs()
+        for slope in (low[0], up[0]):
+            size = size + torch.einsum("bn...,bn->b...", slope.abs(), self.input_size())
+        return Planes(low[0], low_c, up[0], up_c, size * (1 + gamma(low[0].shape[1] + 8, self.unit)))
+
+    def input_size(self) -> Tensor:
+        """Largest absolute inputs, ``(B, n)``."""
+        boxes = [self.bounds[i] for i in self.program.inputs]
+        return torch.cat([per_example(magnitude(b)) for b in boxes if b is not None], 1)
+
+    @property
+    def unit(self) -> float:
+        return unit_of(self.program.dtype)
+
+
+def forward_state(
+    program: Program, region: Region, semantics: Semantics, limits: Limits
+) -> ForwardState:
+    """Intervals and planes of every step."""
+    state = ForwardState(program, region, semantics, limits, [None] * len(program.steps))
+    state.planes = [None] * len(program.steps)
+    _seed(state)
     wanted = {i for s in program.steps if s is not None and not s.affine for i in s.variables}
     for index, step in enumerate(program.steps):
         if step is None:
             continue
-        found, _ = interval_step(step, state.bounds, Semantics.SEARCH)
-        planes[index] = _affine(step, planes) if step.affine else _relaxed(step, state, planes)
+        limits.check()
+        found, error = interval_step(step, state.bounds, semantics)
+        if error is not None:
+            state.errors[index] = error
+        state.planes[index] = _affine(step, state) if step.affine else _relaxed(step, state, found)
         if index in wanted:
-            found = intersect(found, _concrete(state, planes[index]))
-        state.bounds[index] = _defined(found)
+            found = intersect(found, _concrete(state, state.of(index)))
+        state.bounds[index] = defined(found)
     return state
 
 
@@ -65,102 +104,109 @@ def forward_rows(state: State, rows: Mapping[int, Tensor]) -> Tensor:
     sweep = pull_to_nonlinear(state, rows)
     slope: Tensor | float = 0.0
     offset = sweep.bias
+    error = torch.zeros_like(offset) if sweep.error is None else sweep.error
     for index, part in sweep.coefficients.items():
-        planes = state.planes[index]
-        assert planes is not None  # noqa: S101 (narrowing only)
-        C = dense(part).flatten(2).expand(planes.low.shape[0], -1, -1)
+        planes = state.of(index)
+        C = per_row(dense(part)).expand(planes.low.shape[0], -1, -1)
         plus, minus = C.clamp(min=0), C.clamp(max=0)
-        slope = slope + plus @ planes.low.flatten(2).mT + minus @ planes.up.flatten(2).mT
-        ends = plus @ planes.low_c.flatten(1).unsqueeze(-1) + minus @ planes.up_c.flatten(1).unsqueeze(-1)
+        slope = slope + plus @ per_row(planes.low).mT + minus @ per_row(planes.up).mT
+        ends = plus @ per_example(planes.low_c).unsqueeze(-1)
+        ends = ends + minus @ per_example(planes.up_c).unsqueeze(-1)
         offset = offset + ends.squeeze(-1)
+        lost = C.abs() @ per_example(planes.size.abs()).unsqueeze(-1)
+        error = error + lost.squeeze(-1) * (4 * gamma(C.shape[-1] + 8, state.unit))
     assert isinstance(slope, Tensor)  # noqa: S101 (narrowing only)
-    return _minimum(state, slope) + offset
+    found = _minimum(state, slope) + offset
+    return round_down(found - error * 1.001) if state.semantics.rigorous else found
 
 
-def _seed(state: State, planes: list[Planes | None]) -> None:
+def _seed(state: ForwardState) -> None:
     program = state.program
+    boxes = input_boxes(program, state.region)
+    for index, box in zip(program.inputs, boxes, strict=True):
+        state.bounds[index] = box
     total = sum(math.prod(program.shape(i)) for i in program.inputs)
     offset = 0
-    for index, box in zip(program.inputs, _input_boxes(program, state.region), strict=True):
-        state.bounds[index] = box
-        B, size = box.lower.shape[0], math.prod(program.shape(index))
+    for index, box in zip(program.inputs, boxes, strict=True):
+        shape = program.shape(index)
+        B, size = box.lower.shape[0], math.prod(shape)
         slope = box.lower.new_zeros(total, size)
         slope[offset : offset + size] = torch.eye(size, dtype=slope.dtype, device=slope.device)
-        slope = slope.reshape(1, total, *program.shape(index)).expand(B, *(-1,) * (1 + len(program.shape(index))))
+        slope = slope.reshape(1, total, *shape).expand(B, total, *shape)
         zero = torch.zeros_like(box.lower)
-        planes[index] = Planes(slope, zero, slope, zero)
+        state.planes[index] = Planes(slope, zero, slope, zero, 2 * magnitude(box))
         offset += size
 
 
-def _affine(step: Step, planes: Sequence[Planes | None]) -> Planes:
-    def through(low: str, up: str, extra: bool) -> tuple[Tensor, Tensor]:
-        middle, radius = [], []
-        for i, source in enumerate(step.sources):
-            if source is None:
-                bias = i in step.rule.biases
-                middle.append(None if bias else step.constants[i])
-                radius.append(None if bias else step.sizes[i])
-                continue
-            a, b = getattr(planes[source], low), getattr(planes[source], up)
-            middle.append((a + b) / 2)
-            radius.append((b - a) / 2)
-        centre = step.rule.linear(step.site, *middle)
-        spread = step.rule.absolute(step.site, *radius)
-        if extra and step.offset is not None:
-            centre = centre + step.offset
+def _affine(step: Step, state: ForwardState) -> Planes:
+    rule: Any = step.rule
+
+    def operands(get: Any, constants: Any) -> list[Any]:
+        return [
+            get(state.of(s)) if s is not None else None if i in rule.biases else constants[i]
+            for i, s in enumerate(step.sources)
+        ]
+
+    def through(low: str, up: str) -> Pair:
+        middle = operands(lambda p: (getattr(p, low) + getattr(p, up)) / 2, step.constants)
+        radius = operands(lambda p: (getattr(p, up) - getattr(p, low)) / 2, step.sizes)
+        centre, spread = rule.linear(step.site, *middle), rule.absolute(step.site, *radius)
         return centre - spread, centre + spread
 
-    low, up = through("low", "up", extra=False)
-    low_c, up_c = through("low_c", "up_c", extra=True)
-    return Planes(low, low_c, up, up_c)
+    (low, up), (low_c, up_c) = through("low", "up"), through("low_c", "up_c")
+    error = None
+    if state.semantics.rigorous:
+        total = rule.absolute(step.site, *operands(lambda p: p.size, step.sizes))
+        total = total if step.offset_size is None else total + step.offset_size
+        terms = max(rule.summands(step.site)) + rule.roundings + 8
+        error = 6 * gamma(terms, state.unit) * total + 2.0**-500
+    if step.offset is not None:
+        low_c, up_c = low_c + step.offset, up_c + step.offset
+    return state.charged((low, low_c), (up, up_c), error)
 
 
-def _relaxed(step: Step, state: State, planes: Sequence[Planes | None]) -> Planes:
+def _relaxed(step: Step, state: ForwardState, box: Interval) -> Planes:
     relaxation = state.relax(step)
     if isinstance(relaxation, Lines):
-        return _through_lines(step, relaxation, planes)
-    box, _ = interval_step(step, state.bounds, Semantics.SEARCH)
-    first = planes[step.variables[0]]
-    assert first is not None  # noqa: S101 (narrowing only)
+        return _through_lines(step, relaxation, state)
+    first = state.of(step.variables[0])
     zero = box.lower.new_zeros(box.lower.shape[0], first.low.shape[1], *step.site.shape)
-    return Planes(zero, box.lower, zero, box.upper)
+    return state.charged((zero, box.lower), (zero, box.upper), None)
 
 
-def _through_lines(step: Step, lines: Lines, planes: Sequence[Planes | None]) -> Planes:
-    def combine(slopes: tuple[Tensor | None, ...], constant: Tensor | None, low: bool) -> tuple[Tensor, Tensor]:
-        A: Tensor | float = 0.0
-        c: Tensor | float = 0.0 if constant is None else constant[:, 0]
+def _through_lines(step: Step, lines: Lines, state: ForwardState) -> Planes:
+    first = state.of(step.variables[0])
+    B, n, shape = *first.low.shape[:2], step.site.shape
+    zero = first.low.new_zeros(())
+
+    def combine(slopes: tuple[Tensor | None, ...], constant: Tensor | None, low: bool) -> Pair:
+        A, c = zero, zero if constant is None else constant[:, 0]
         for slope, source in zip(slopes, step.sources, strict=True):
             if source is None or slope is None:
                 continue
-            p = planes[source]
-            assert p is not None  # noqa: S101 (narrowing only)
+            p = state.of(source)
             plus, minus = slope.clamp(min=0), slope.clamp(max=0)
-            a, b = (p.low, p.up) if low else (p.up, p.low)
-            a_c, b_c = (p.low_c, p.up_c) if low else (p.up_c, p.low_c)
+            below, above = (p.low, p.low_c), (p.up, p.up_c)
+            (a, a_c), (b, b_c) = (below, above) if low else (above, below)
             A = A + plus * a + minus * b
             c = c + plus[:, 0] * a_c + minus[:, 0] * b_c
-        return A, c  # type: ignore[return-value]
+        return A.expand(B, n, *shape), c.expand(B, *shape)
 
-    shape = step.site.shape
-    first = planes[step.variables[0]]
-    assert first is not None  # noqa: S101 (narrowing only)
-    B, n = first.low.shape[:2]
-
-    def full(A: Tensor | float, c: Tensor | float) -> tuple[Tensor, Tensor]:
-        like = first.low
-        return (torch.as_tensor(A, dtype=like.dtype).expand(B, n, *shape),
-                torch.as_tensor(c, dtype=like.dtype).expand(B, *shape))
-
-    return Planes(*full(*combine(lines.low, lines.low_c, True)), *full(*combine(lines.up, lines.up_c, False)))
+    error = None
+    if state.semantics.rigorous:
+        sizes = tuple(None if s is None else state.of(s).size for s in step.sources)
+        error = gamma(16, state.unit) * lines.weight(sizes) + 2.0**-500
+    low, up = combine(lines.low, lines.low_c, True), combine(lines.up, lines.up_c, False)
+    return state.charged(low, up, error)
 
 
-def _concrete(state: State, planes: Planes | None) -> Interval:
-    assert planes is not None  # noqa: S101 (narrowing only)
+def _concrete(state: ForwardState, planes: Planes) -> Interval:
     shape = planes.low_c.shape
-    low = _minimum(state, planes.low.flatten(2).mT).reshape(shape) + planes.low_c
-    up = _minimum(state, -planes.up.flatten(2).mT).neg().reshape(shape) + planes.up_c
-    return Interval(low, up)
+    low = _minimum(state, per_row(planes.low).mT).reshape(shape) + planes.low_c
+    up = _minimum(state, -per_row(planes.up).mT).reshape(shape) - planes.up_c
+    if state.semantics.rigorous:
+        low, up = round_down(low), round_down(up)
+    return Interval(low, -up)
 
 
 def _minimum(state: State, slope: Tensor) -> Tensor:
@@ -169,4 +215,5 @@ def _minimum(state: State, slope: Tensor) -> Tensor:
     shapes = [program.shape(i) for i in program.inputs]
     parts = slope.split([math.prod(s) for s in shapes], dim=-1)
     shaped = tuple(p.reshape(*p.shape[:2], *s) for p, s in zip(parts, shapes, strict=True))
-    return state.region.minimum(shaped if isinstance(state.region, Product) else shaped[0])
+    whole: Any = shaped if isinstance(state.region, Product) else shaped[0]
+    return state.region.minimum(whole, rigorous=state.semantics.rigorous)

@@ -110,9 +110,9 @@ def analyse(
 ) -> State:
     """Bounds of every step by a method; what `lower_rows` starts from."""
     if method.forward:
-        if semantics.rigorous:
-            raise UsageError("method 'forward' has no rounding-safe form; pass semantics='search', or use 'crown'")
-        return forward_state(program, region, limits)
+        if semantics is Semantics.FLOAT32:
+            raise UsageError("method 'forward' speaks of real arithmetic only; use 'crown' for float32")
+        return forward_state(program, region, semantics, limits)
     plan = Plan(refine=method.refine, alpha=alpha.inner if "alpha" in method.passes else None)
     return tighten(program, region, plan, semantics, limits)
 
@@ -168,8 +168,6 @@ def bound(
     chosen = method_named(method)
     settings = replace(settings or Settings(), **changes)
     semantics = semantics_named(settings.semantics)
-    if chosen.forward and "semantics" not in changes:
-        semantics = Semantics.SEARCH
     region = fit(region, network)
     dtype = torch.float64 if semantics.rigorous else _dtype(region)
     program = prepare(network, dtype, settings.device)

@@ -38,8 +38,13 @@ class UnitRows:
 
     def pick(self, values: Tensor) -> Tensor:
         """The selected elements of ``values (B or 1, *shape)``, as ``(B, R)``."""
-        flat = values.flatten(1).expand(self.index.shape[0], -1)
+        flat = per_example(values).expand(self.index.shape[0], -1)
         return torch.gather(flat, 1, self.index)
+
+
+def per_example(x: Tensor) -> Tensor:
+    """``(B, *shape)`` as ``(B, n)``, also where the shape is ``()``."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def dense(rows: Any) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 from certify.cli.arguments import add_verbosity
 from certify.cli.inputs import about
-from certify.cli.streams import result
-from certify.core.errors import EXIT_HOLDS, EXIT_REJECTED
+from certify.cli.streams import result, say
+from certify.core.errors import EXIT_HOLDS, EXIT_REJECTED, one_line
 
 
 def add(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print ``accepted`` or ``rejected`` and why; the exit code is 0 or 5."""
+    """Print ``accepted`` or ``rejected``, and why on stderr; the exit code is 0 or 5."""
     from certify.core.certificate import load_certificate
 
     with about(options.certificate):
@@ -34,4 +34,6 @@ def run(options: argparse.Namespace) -> int:
     with about(options.certificate):
         report = check(certificate, options.model)
     result("accepted" if report.accepted else "rejected")
+    if not (options.quiet and report.accepted):
+        say(one_line(report.reason))
     return EXIT_HOLDS if report.accepted else EXIT_REJECTED

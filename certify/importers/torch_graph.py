@@ -96,6 +96,7 @@ def _imported(program: ExportedProgram, dtype: torch.dtype, stand_ins: StandIns)
     first: list[Problem] = []
     for _ in range(_ROUNDS):
         builder = Builder()
+        builder.single = dtype is torch.float32
         walk = Walk(builder, dtype, [])
         results = walk.run(program.graph_module, list(_operands(program, builder, stand_ins)))
         if not walk.problems:

@@ -89,6 +89,7 @@ class Builder:
         self._names: set[str] = set()
         self.prefix = "v"
         self.where = ""
+        self.single = False  # Python numbers in the model's code are rounded to float32, as torch does
 
     def input(self, name: str, shape: Shape) -> Value:
         """A model input."""
@@ -99,6 +100,8 @@ class Builder:
         """A constant operand; numpy or torch, kept as it is."""
         if not hasattr(array, "shape"):
             array = np.asarray(array, dtype=np.float64)
+        if self.single and isinstance(array, np.ndarray | np.generic) and array.dtype == np.float64:
+            array = array.astype(np.float32).astype(np.float64)
         return Value(name or "", tuple(int(n) for n in array.shape), array)
 
     def add(self, op: str, *operands: Value | None, name: str | None = None, **attrs: Any) -> Value:

@@ -103,6 +103,11 @@ def _derived_transpose(linear: Callable[..., Tensor]) -> Callable[..., tuple[Ten
     return transpose
 
 
+def per_row(A: Tensor) -> Tensor:
+    """``(B, R, *shape)`` as ``(B, R, n)``, also where the shape is ``()``."""
+    return A.reshape(A.shape[0], A.shape[1], math.prod(A.shape[2:]))
+
+
 def to_operand(A: Tensor, shape: Shape, rank: int) -> Tensor:
     """Sum coefficients over the axes along which an operand of ``shape`` was broadcast.
 
@@ -147,7 +152,7 @@ class Lines:
         for part, c in ((positive, self.low_c), (negative, self.up_c)):
             if c is not None:
                 term = torch.where(part == 0, 0.0, part * c) if not _finite(c) else part * c
-                bias = bias + term.flatten(2).sum(-1)
+                bias = bias + term.reshape(*A.shape[:2], -1).sum(-1)
         return tuple(found), bias
 
     def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
@@ -181,4 +186,4 @@ def _largest(a: Tensor | None, b: Tensor | None) -> Any:
     return sizes[0] if len(sizes) == 1 else sizes[0].maximum(sizes[1])
 
 
-__all__ = ["Interval", "Lines", "affine", "affine_rule", "to_operand"]
+__all__ = ["Interval", "Lines", "affine", "affine_rule", "per_row", "to_operand"]

@@ -2,7 +2,8 @@
 
 ``LSE(x) = log sum_j exp(x_j)`` is convex, so any tangent plane is a lower bound (Gibbs: for
 weights s on the simplex, ``LSE(x) >= s . x - sum s log s``). Above, every exponential is replaced
-by its chord over the box and the logarithm, which is concave, by a tangent. Chords are computed for ``x - M`` with M the largest upper bound of a row, so nothing overflows.
+by its chord over the box and the logarithm, which is concave, by a tangent. Chords are those of
+``exp(x - M)`` with M the largest upper bound of a row, so nothing overflows.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from certify.core.graph import Shape
 from certify.ops.arguments import broadcast_shape
 from certify.ops.builder import Builder, Call, Value
-from certify.ops.families import affine_rule, to_operand
+from certify.ops.families import affine_rule, per_row, to_operand
 from certify.ops.outward import above, below, floor, reach
 from certify.ops.products import copies, mix, share, times
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
@@ -42,7 +42,9 @@ def _transpose(site: Site, A: Tensor, x: Any, y: Any) -> tuple[Any, ...]:
 
 
 def _summands(site: Site) -> tuple[int, int]:
-    return site.shapes[0][-1], copies(site)
+    left, right = site.shapes
+    back = right[-1] if site.varies[0] else left[-2]
+    return left[-1], back * copies(site)
 
 
 # ---------------------------------------------------------------------------------- intervals
@@ -190,7 +192,7 @@ class _Bilinear:
         x2, y2 = self.up.pull(negative)
         bias = A.new_zeros(A.shape[:2])
         for part, c in ((positive, self.low.c), (negative, self.up.c)):
-            bias = bias + torch.where(part == 0, 0.0, part * c).flatten(2).sum(-1)
+            bias = bias + per_row(torch.where(part == 0, 0.0, part * c)).sum(-1)
         rank, shapes = len(self.site.shape), self.site.shapes
         return (to_operand(x1 + x2, shapes[0], rank), to_operand(y1 + y2, shapes[1], rank)), bias
 

@@ -110,10 +110,6 @@ class Relaxation(Protocol):
         such that ``A . op(x) >= sum_i coefficient_i . x_i + bias`` for every x in the box."""
         ...
 
-    def forward(self, lines: tuple[Any, ...]) -> Any:
-        """Forward-mode rule; see `certify.bounds.forward`. May be left out (interval is used)."""
-        ...
-
     def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
         """``sum_i max|coefficient_i| * magnitude_i + max|intercept|``, ``(B, *shape)``; the engine
         multiplies it by a few units of roundoff to bound the error of ``backward``."""

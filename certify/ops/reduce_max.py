@@ -9,6 +9,7 @@ from certify.core.graph import Shape
 from certify.ops.arguments import axes_of, axis_of
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.outward import above, reach, slack
+from certify.ops.families import per_row
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Coupled:
         bias = A.new_zeros(A.shape[:2])
         for part, c in ((positive, self.low_c), (negative, self.up_c)):
             term = torch.where(part == 0, 0.0, part * c.unsqueeze(-1))
-            bias = bias + term.flatten(2).sum(-1)
+            bias = bias + per_row(term).sum(-1)
         return (found,), bias
 
     def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from certify.core.errors import Unsupported
 from certify.core.graph import Shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.directed import round_down, round_up
-from certify.ops.families import Lines
+from certify.ops.families import Lines, per_row
 from certify.ops.oracle import EPS, FAR, TINY
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 from certify.ops.scalar import examples, inplace, number, same_shape
@@ -33,10 +33,10 @@ class ReluLines(Lines):
         if low is None or up is None or c is None:
             raise TypeError("ReLU lines need both slopes and the upper intercept")
         coefficient = A * torch.where(A > 0, low, up)
-        negative = A.clamp(max=0).flatten(2)
-        bias = torch.matmul(negative, c.flatten(2).transpose(1, 2)).squeeze(2)
+        negative = per_row(A.clamp(max=0))
+        bias = torch.matmul(negative, per_row(c).transpose(1, 2)).squeeze(2)
         if bool(bias.isnan().any()):  # 0 * inf: an intercept that is infinite but not used
-            term = negative * c.flatten(2)
+            term = negative * per_row(c)
             bias = torch.where(negative == 0, 0.0, term).sum(-1)
         return (coefficient,), bias
 

@@ -25,6 +25,7 @@ from certify.ops.builder import Builder, Call, Value
 from certify.ops.logsumexp import at, bounded, flattened
 from certify.ops.masking import unmasked
 from certify.ops.outward import reach, slack
+from certify.ops.families import per_row
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 from certify.ops.softmax_planes import (
     Rank1,
@@ -133,7 +134,7 @@ class _Softmax:
             found = found + self._dense_pull(positive)
         bias = A.new_zeros(A.shape[:2])
         for part, c in ((positive, self.low.c), (negative, self.up.c)):
-            bias = bias + torch.where(part == 0, 0.0, part * c).flatten(2).sum(-1)
+            bias = bias + per_row(torch.where(part == 0, 0.0, part * c)).sum(-1)
         return (found.movedim(-1, axis),), bias
 
     def _dense_pull(self, A: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _start(site: Site, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
     rows, _, _ = _rows(site, x)
     box = Interval(*(t.detach().unsqueeze(1) for t in rows))
     half = torch.full_like(box.lower, 0.5)
-    if _too_large(box):
+    if _too_large(half):
         return half, torch.zeros_like(half), half
     middle = at(box, half)
     dense, c, usable = er_plane(box, half)
@@ -175,8 +176,8 @@ def _start(site: Site, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
     return half, better.to(half.dtype), half
 
 
-def _too_large(box: Interval) -> bool:
-    return math.prod(box.lower.shape) * box.lower.shape[-1] > DENSE
+def _too_large(point: Tensor) -> bool:
+    return math.prod(point.shape) * point.shape[-1] > DENSE
 
 
 def _slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
@@ -197,7 +198,7 @@ def _lower(
     dense = None
     scale, c = plane.scale, plane.c
     middle = at(box, torch.full_like(box.lower, 0.5)).detach()
-    if not _too_large(box) and bool((part > 0).any()):
+    if not _too_large(point) and bool((part > 0).any()):
         er, er_c, usable = er_plane(box, point)
         part = torch.where(usable, part, 0.0)
         dense = torch.where(part.unsqueeze(-1) > 0, part.unsqueeze(-1) * er, 0.0)
