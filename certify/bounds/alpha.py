@@ -19,6 +19,10 @@ from certify.bounds.rows import UnitRows
 from certify.ops.record import RelaxedRule, Slope
 
 
+_INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
+_LEAST_STEP = 0.01
+
+
 @dataclass(frozen=True)
 class Alpha:
     """Settings of the optimiser.
@@ -27,15 +31,18 @@ class Alpha:
         iterations: gradient steps.
         rate: step of the first iteration, as a share of each slope's range.
         decay: factor on the rate per iteration.
+        settled: stop when three iterations together gained less than this share of everything
+            gained so far.
         unit_iterations: gradient steps for the intermediate bound of each neuron that stays
             ambiguous. Every neuron optimises its own bound, so at convergence the result dominates
             slopes optimised jointly for the final rows; 0 keeps CROWN's intermediate bounds.
     """
 
     iterations: int = 20
-    rate: float = 0.5
-    decay: float = 0.98
-    unit_iterations: int = 20
+    rate: float = 0.45
+    decay: float = 0.97
+    settled: float = 0.0005
+    unit_iterations: int = 24
 
     @property
     def inner(self) -> Alpha | None:
@@ -52,15 +59,27 @@ class _Variable:
     best: Tensor
     first: Tensor
     second: Tensor
+    curved: Tensor
 
     def step(self, gradient: Tensor, rate: float, count: int) -> None:
         self.first.lerp_(gradient, 0.1)
         self.second.lerp_(gradient * gradient, 0.001)
         scale = (self.second / (1 - 0.999**count)).sqrt_().add_(1e-12)
         move = self.first / (1 - 0.9**count) / scale
-        reach = self.slope.high - self.slope.low
+        reach = self._reach(self.value.detach())
         value = torch.addcmul(self.value.detach(), move, reach, value=rate)
         self.value = value.maximum(self.slope.low).minimum(self.slope.high).requires_grad_()
+
+
+    def _reach(self, value: Tensor) -> Tensor:
+        """What a step of 1 means: the whole range, or for tangents of a curve one unit of logit.
+
+        A sigmoid's useful slopes span orders of magnitude; equal steps would skip all small ones.
+        """
+        low, high = self.slope.low, self.slope.high
+        reach = high - low
+        inner = 2.5 * (value - low) * (high - value) / reach.clamp(min=1e-30) + _LEAST_STEP * reach
+        return torch.where(self.curved, inner, reach)
 
 
 def optimise(
@@ -83,12 +102,15 @@ def optimise(
     variables = _variables(state, rows, count)
     with torch.enable_grad():
         best: Tensor | None = None
-        rate = settings.rate
+        rate, gained = settings.rate, list[float]()
         for iteration in range(settings.iterations + 1):
             chosen = {i: tuple(v.value for v in group) for i, group in variables.items()}
             values = row_bounds(state, rows, chosen, mirrored=mirrored)
             best = _keep_best(values.detach(), best, variables)
+            gained.append(float(torch.nan_to_num(best, 0.0, 0.0, 0.0).sum()))
             if iteration == settings.iterations or not variables or (done and done(best)):
+                break
+            if len(gained) > 5 and gained[-1] - gained[-4] <= settings.settled * (gained[-1] - gained[0]):
                 break
             _ascend(values, variables, rate, iteration + 1)
             rate *= settings.decay
@@ -123,7 +145,9 @@ def _variable(slope: Slope, count: int) -> _Variable:
     B = slope.start.shape[0]
     start = slope.start.expand(B, count, *slope.start.shape[2:]).contiguous()
     zeros = torch.zeros_like
-    return _Variable(slope, start.clone().requires_grad_(), start, zeros(start), zeros(start))
+    margin = _INTERIOR * (slope.high - slope.low)
+    curved = (slope.start - slope.low > margin) & (slope.high - slope.start > margin)
+    return _Variable(slope, start.clone().requires_grad_(), start, zeros(start), zeros(start), curved)
 
 
 def _keep_best(values: Tensor, best: Tensor | None, variables: dict[int, list[_Variable]]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -165,9 +167,32 @@ def _slope_range(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.
 
     start = default_slope(p, sign, low, high, dtype)
     fixed = (low < -FAR) | (high > FAR)
-    ends = p.slope_range(sign, *nearer(p, low, high))[::sign]
+    ends = _hull_slopes(p, sign, *nearer(p, low, high))[::sign]
     least, most = (torch.where(fixed, start, sign * _finite(k, dtype)) for k in ends)
     return Slope(start, least.minimum(start), most.maximum(start))
+
+
+def _hull_slopes(p: Profile, sign: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """About the first and the last slope of the convex envelope of ``sign h``.
+
+    The envelope leaves an end along the flattest chord from there, or along the derivative; chords
+    are tried at a few places. Slopes outside this range give lines that another one beats.
+    """
+    import torch
+
+    first, last = p.slope_range(sign, low, high)
+    width = (high - low).clamp(min=1e-300)
+    ends = sign * p.f(low), sign * p.f(high)
+    flattest, steepest = sign * p.df(low), sign * p.df(high)
+    for share in _PLACES:
+        value = sign * p.f(low + share * width)
+        flattest = torch.fmin(flattest, (value - ends[0]) / (share * width))
+        steepest = torch.fmax(steepest, (ends[1] - value) / ((1 - share) * width))
+    chord = (ends[1] - ends[0]) / width
+    return torch.fmin(flattest, chord).maximum(first), torch.fmax(steepest, chord).minimum(last)
+
+
+_PLACES = tuple(0.5 - 0.5 * math.cos(math.pi * i / 12) for i in range(1, 12))
 
 
 def _ends(x: Interval) -> tuple[Tensor, Tensor]:
