@@ -27,23 +27,9 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_body = pytest.mark.parametrize("body", BODIES)
 
 
-def semantics(method: str, wanted: str) -> str:
-    return "search" if METHODS[method].forward else wanted
-
-
 def found(graph: Graph, region: Region, method: str, rows: Any = None, **changes: Any) -> Any:
-    settings = {"semantics": semantics(method, "real"), "alpha": QUICK, "nodes": names(graph)} | changes
-    if METHODS[method].forward and "semantics" not in changes:
-        region = in_double(region)
+    settings = {"alpha": QUICK, "nodes": names(graph)} | changes
     return bound(graph, region, method, rows, **settings)
-
-
-def in_double(region: Region) -> Region:
-    """The same region in torch float64: search semantics works in the region's precision."""
-    if isinstance(region, Product):
-        return Product([in_double(p) for p in region.parts]).batched([p.shape for p in region.parts])
-    arrays = {n: torch.tensor(np.asarray(v), dtype=torch.float64) for n, v in region._arrays()}
-    return region._with_arrays(arrays)
 
 
 def samples(graph: Graph, region: Region, count: int = 200) -> tuple[list[torch.Tensor], int]:
@@ -141,7 +127,7 @@ def test_a_point_gives_the_networks_value(method: str, body: str) -> None:
     for name, box in result.nodes.items():
         for b, value in zip(range(3), exact[name], strict=True):
             pairs = zip(value.ravel(), box.lower[b].ravel().tolist(), box.upper[b].ravel().tolist(), strict=True)
-            assert METHODS[method].forward or all(low <= v <= high for v, low, high in pairs), name
+            assert all(low <= v <= high for v, low, high in pairs), name
     value = evaluate(graph, torch.as_tensor(points))
     torch.testing.assert_close(result.lower, value, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(result.upper, value, rtol=1e-10, atol=1e-10)
@@ -260,7 +246,7 @@ def test_bounds_are_differentiable(method: str, wanted: str) -> None:
     mix = torch.tensor([1.0, -0.5, 2.0]).double()
 
     def total() -> torch.Tensor:
-        result = bound(graph, Linf(centre, radius), method, semantics=semantics(method, wanted), alpha=QUICK)
+        result = bound(graph, Linf(centre, radius), method, semantics=wanted, alpha=QUICK)
         return (mix * result.lower - mix.flip(0).abs() * result.upper).sum()
 
     slopes = torch.autograd.grad(total(), leaves)
@@ -299,7 +285,7 @@ def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="nonsense"):
         bound(graph, region, semantics="nonsense")
     with pytest.raises(UsageError, match="forward"):
-        bound(graph, region, "forward", semantics="real")
+        bound(graph, region, "forward", semantics="float32")
     with pytest.raises(TypeError):
         bound(graph, region, nonsense=1)
     with pytest.raises(BadInput, match="rows"):

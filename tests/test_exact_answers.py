@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from certify.bounds import decide
 from certify.bounds.alpha import Alpha
 from certify.bounds.methods import METHODS, bound
 from certify.core.graph import Graph
@@ -51,9 +52,7 @@ def box(seed: int, radius: float = 0.3, shape: tuple[int, ...] = (5,)) -> tuple[
 
 
 def found(graph: Graph, ends: tuple[np.ndarray, np.ndarray], method: str, rows: Any = None) -> Any:
-    semantics = "search" if METHODS[method].forward else "real"
-    low, high = (torch.as_tensor(e) for e in ends) if METHODS[method].forward else ends
-    return bound(graph, Box(low, high), method, rows, nodes=names(graph), semantics=semantics, alpha=QUICK)
+    return bound(graph, Box(*ends), method, rows, nodes=names(graph), alpha=QUICK)
 
 
 def programs(graph: Graph, ends: tuple[np.ndarray, np.ndarray], bounds: Any) -> dict[str, Polyhedron]:
@@ -142,10 +141,16 @@ def below(value: Fraction, margin: float) -> float:
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("route", ["small", "large"])
 @pytest.mark.parametrize("semantics", ["real", "float32"])
 @pytest.mark.parametrize("method", ["auto", "ibp", "crown-ibp", "crown", "alpha"])
-def test_what_a_point_violates_never_holds(semantics: str, method: str) -> None:
-    """Thresholds one unit in the last place above an exactly evaluated point."""
+def test_what_a_point_violates_never_holds(
+    semantics: str, method: str, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thresholds one unit in the last place above an exactly evaluated point; on the route of small
+    networks and on the one that searches in float32 first."""
+    if route == "large":
+        monkeypatch.setattr(decide, "_SMALL", -1)
     for seed in range(6):
         radius = (0.0, 1e-9, 1e-5, 1e-3, 0.05, 0.3)[seed]
         graph, ends = grow(CHAINS["two layers"], seed=seed), box(seed, radius)
@@ -161,7 +166,10 @@ def test_what_a_point_violates_never_holds(semantics: str, method: str) -> None:
 
 
 @pytest.mark.oracle
-def test_most_of_what_holds_with_room_is_proved() -> None:
+@pytest.mark.parametrize("route", ["small", "large"])
+def test_most_of_what_holds_with_room_is_proved(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if route == "large":
+        monkeypatch.setattr(decide, "_SMALL", -1)
     proved = 0
     for seed in range(12):
         graph, ends = grow(CHAINS["two layers"], seed=seed), box(seed, 0.1)

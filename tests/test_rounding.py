@@ -12,7 +12,11 @@ import pytest
 import torch
 
 from certify.bounds.alpha import Alpha
-from certify.bounds.methods import bound
+from certify.bounds import kernels
+from certify.bounds.budget import Limits
+from certify.bounds.methods import METHODS, analyse, bound, fit
+from certify.bounds.program import prepare
+from certify.bounds.rounding import Semantics
 from certify.bounds.selftest import BrokenArithmetic, check_arithmetic
 from certify.core.graph import Graph
 from certify.core.region import L0, L1, L2, Box, Linf, Region
@@ -21,7 +25,8 @@ from tests.exact_nets import Float32, exact_values, values
 from tests.nets import BODIES, Body, dense, flat, grow, layer, names, single, weights, wild
 
 QUICK = Alpha(iterations=2, unit_iterations=1)
-RIGOROUS = ("ibp", "crown-ibp", "crown", "alpha")
+RIGOROUS = tuple(METHODS)
+DEPLOYED = tuple(m for m in METHODS if not METHODS[m].forward)
 NETS = 40
 
 
@@ -76,17 +81,15 @@ def bounds(graph: Graph, region: Region, method: str, semantics: str) -> Any:
 
 def outside(result: Any, reached: dict[str, np.ndarray], examples: int) -> list[str]:
     """Names of nodes with a value outside the bounds; no tolerance. NaN counts as outside."""
-    found = []
-    for name, (low, high) in result.nodes.items():
-        low, high = (side.detach().double().numpy()[:, None] for side in (low, high))
-        value = reached[name].reshape(examples, -1, *low.shape[2:])
-        within = (value >= low) & (value <= high)
-        if not np.asarray(within, dtype=bool).all():
-            found.append(name)
-    out = reached[list(reached)[-1]].reshape(examples, -1, *result.lower.shape[1:])
-    good = (out >= result.lower.detach().double().numpy()[:, None]) & (
-        out <= result.upper.detach().double().numpy()[:, None])
-    return found if np.asarray(good, dtype=bool).all() else [*found, "output"]
+    found = [name for name, box in result.nodes.items() if not within(box, reached[name], examples)]
+    output = (result.lower, result.upper)
+    return found if within(output, reached[list(reached)[-1]], examples) else [*found, "output"]
+
+
+def within(box: Any, value: np.ndarray, examples: int) -> bool:
+    low, high = (side.detach().double().numpy()[:, None] for side in box)
+    value = value.reshape(examples, -1, *low.shape[2:])
+    return bool(np.asarray((value >= low) & (value <= high), dtype=bool).all())
 
 
 @pytest.mark.oracle
@@ -104,7 +107,8 @@ def check_exact(body: Body, width: float, seeds: range) -> None:
         reached = exact_values(graph, points)
         for k, method in enumerate(RIGOROUS):
             with torch.set_grad_enabled(bool((seed + k) % 2)):  # neither mode may lose the error terms
-                semantics = "float32" if (seed + k) % 3 == 0 else "real"
+                deployed = (seed + k) % 3 == 0 and not METHODS[method].forward
+                semantics = "float32" if deployed else "real"
                 result = bounds(graph, region, method, semantics)
                 assert outside(result, reached, 3) == [], f"seed {seed}, {method}, {semantics}"
 
@@ -125,13 +129,45 @@ def test_float32_runs_in_any_order_lie_inside_the_bounds(body: Body, width: floa
         low, high, points = cases(seed, width)
         region = Box(low, high).batched((5,))
         results = {}
-        for k, method in enumerate(RIGOROUS):
+        for k, method in enumerate(DEPLOYED):
             with torch.set_grad_enabled(bool((seed + k) % 2)):
                 results[method] = bounds(graph, region, method, "float32")
         for order in range(6):
             reached = values(graph, Float32(np.random.default_rng(order)), points)
             for method, result in results.items():
                 assert outside(result, reached, 3) == [], f"seed {seed}, order {order}, {method}"
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("body", [wild, images], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kernel", ["on", "off"])
+def test_kernels_and_their_references_are_rigorous(
+    body: Body, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are for large tensors; here they get small ones, whose exact values are known."""
+    monkeypatch.setattr(kernels, "WORTH_IT", 0 if kernel == "on" else 2**60)
+    for width in (0.0, 0.3):
+        check_exact(body, width, range(500, 512 if body is wild else 504))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("semantics", [Semantics.REAL, Semantics.FLOAT32], ids=lambda s: s.value)
+@pytest.mark.parametrize("body", [wild, images], ids=lambda f: f.__name__)
+def test_intermediate_bounds_in_float32_are_rigorous_too(body: Body, semantics: Semantics) -> None:
+    """Large networks get theirs in float32, with the rounding of float32 accounted for."""
+    for seed in range(NETS // (2 if body is wild else 6)):
+        graph = grow(body, seed=seed)
+        low, high, points = cases(seed, (0.0, 0.3)[seed % 2])
+        region = fit(Box(low, high), graph)
+        reached = exact_values(graph, points)
+        deployed = values(graph, Float32(np.random.default_rng(seed)), points)
+        for method in DEPLOYED:
+            with torch.no_grad():
+                program = prepare(graph, torch.float32)
+                state = analyse(program, region, METHODS[method], semantics, Limits(), QUICK)
+            for node, box in zip(graph.nodes, state.bounds, strict=True):
+                for run in (reached, deployed)[: 2 if semantics is Semantics.FLOAT32 else 1]:
+                    assert within(box, run[node.name], 3), f"{node.name}, seed {seed}, {method}"
 
 
 def test_the_fuzz_can_fail() -> None:

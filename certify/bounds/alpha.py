@@ -7,6 +7,7 @@ own; the best value per row is kept, starting from the defaults, so the result i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from certify.bounds.crown import Slopes, State, row_bounds, unit_rows
 from certify.bounds.rows import UnitRows
+from certify.ops.families import per_row
 from certify.ops.record import RelaxedRule, Slope
 
 
 _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
 _LEAST_STEP = 0.01
+_COSTLY = 2.5e8  # floating-point operations of one pass over all rows
+_COSTLY_ITERATIONS = 16
 
 
 @dataclass(frozen=True)
@@ -33,33 +37,49 @@ class Alpha:
         decay: factor on the rate per iteration.
         settled: stop when three iterations together gained less than this share of everything
             gained so far.
-        unit_iterations: gradient steps for the intermediate bound of each neuron that stays
-            ambiguous. Every neuron optimises its own bound, so at convergence the result dominates
+        unit_iterations: most gradient steps for the intermediate bound of each neuron that
+            stays ambiguous. Every neuron optimises its own bound, so at convergence the result dominates
             slopes optimised jointly for the final rows; 0 keeps CROWN's intermediate bounds.
     """
 
-    iterations: int = 20
-    rate: float = 0.45
-    decay: float = 0.97
-    settled: float = 0.0005
-    unit_iterations: int = 24
+    iterations: int = 40
+    rate: float = 0.5
+    decay: float = 0.98
+    settled: float = 0.0001
+    unit_iterations: int = 40
 
     @property
     def inner(self) -> Alpha | None:
         """Settings for intermediate bounds; None when they keep the default slopes."""
         return replace(self, iterations=self.unit_iterations) if self.unit_iterations else None
 
+    def at_cost(self, operations: float) -> Alpha:
+        """Fewer steps where one takes long: the first ones gain most."""
+        if operations <= _COSTLY:
+            return self
+        return replace(self, iterations=min(self.iterations, _COSTLY_ITERATIONS))
+
 
 @dataclass
 class _Variable:
-    """One optimisable tensor with its Adam moments (Kingma and Ba 2015)."""
+    """One optimisable tensor with its Adam moments (Kingma and Ba 2015).
 
+    Only elements with a range are kept, ``(B, R, m)`` of the flattened ``(B, R, *shape)``.
+    """
+
+    rest: Tensor
+    index: Tensor
     slope: Slope
     value: Tensor
     best: Tensor
     first: Tensor
     second: Tensor
     curved: Tensor
+
+    def whole(self, value: Tensor) -> Tensor:
+        """``value (B, R, m)`` among the fixed elements, ``(B, R, *shape)``."""
+        flat = per_row(self.rest).expand(*value.shape[:2], -1)
+        return flat.index_copy(2, self.index, value).reshape(*value.shape[:2], *self.rest.shape[2:])
 
     def step(self, gradient: Tensor, rate: float, count: int) -> None:
         self.first.lerp_(gradient, 0.1)
@@ -104,18 +124,18 @@ def optimise(
         best: Tensor | None = None
         rate, gained = settings.rate, list[float]()
         for iteration in range(settings.iterations + 1):
-            chosen = {i: tuple(v.value for v in group) for i, group in variables.items()}
+            chosen = {i: tuple(v.whole(v.value) for v in group) for i, group in variables.items()}
             values = row_bounds(state, rows, chosen, mirrored=mirrored)
             best = _keep_best(values.detach(), best, variables)
             gained.append(float(torch.nan_to_num(best, 0.0, 0.0, 0.0).sum()))
-            if iteration == settings.iterations or not variables or (done and done(best)):
+            if iteration == settings.iterations or not values.requires_grad or (done and done(best)):
                 break
             if len(gained) > 5 and gained[-1] - gained[-4] <= settings.settled * (gained[-1] - gained[0]):
                 break
             _ascend(values, variables, rate, iteration + 1)
             rate *= settings.decay
     assert best is not None  # noqa: S101 (narrowing only)
-    return best, {i: tuple(v.best for v in group) for i, group in variables.items()}
+    return best, {i: tuple(v.whole(v.best) for v in group) for i, group in variables.items()}
 
 
 def optimise_units(state: State, index: int, chosen: Tensor, settings: Alpha) -> Slopes:
@@ -142,12 +162,14 @@ def _variables(state: State, rows: Mapping[int, Tensor], count: int) -> dict[int
 
 
 def _variable(slope: Slope, count: int) -> _Variable:
-    B = slope.start.shape[0]
-    start = slope.start.expand(B, count, *slope.start.shape[2:]).contiguous()
+    start, low, high = torch.broadcast_tensors(*slope)
+    free = (high > low).reshape(-1, math.prod(high.shape[2:])).any(0).nonzero()[:, 0]
+    small = Slope(*(per_row(t)[..., free] for t in (start, low, high)))
+    value = small.start.expand(-1, count, -1).contiguous()
+    margin = _INTERIOR * (small.high - small.low)
+    curved = (small.start - small.low > margin) & (small.high - small.start > margin)
     zeros = torch.zeros_like
-    margin = _INTERIOR * (slope.high - slope.low)
-    curved = (slope.start - slope.low > margin) & (slope.high - slope.start > margin)
-    return _Variable(slope, start.clone().requires_grad_(), start, zeros(start), zeros(start), curved)
+    return _Variable(start, free, small, value.clone().requires_grad_(), value, zeros(value), zeros(value), curved)
 
 
 def _keep_best(values: Tensor, best: Tensor | None, variables: dict[int, list[_Variable]]) -> Tensor:
@@ -156,8 +178,7 @@ def _keep_best(values: Tensor, best: Tensor | None, variables: dict[int, list[_V
     better = values > best
     if bool(better.any()):
         for variable in (v for group in variables.values() for v in group):
-            mask = better.reshape(*better.shape, *(1,) * (variable.best.dim() - 2))
-            variable.best = torch.where(mask, variable.value.detach(), variable.best)
+            variable.best = torch.where(better.unsqueeze(-1), variable.value.detach(), variable.best)
     return torch.where(better, values, best)
 
 

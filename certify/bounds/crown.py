@@ -227,11 +227,16 @@ def _nonlinear_operands(program: Program) -> set[int]:
 
 def _exactness(step: Step, exact: list[int]) -> int:
     worst = max(exact[i] for i in step.variables)
-    if not step.affine or worst == 2:
+    single = sum(step.site.varies) == 1
+    if worst == 2 or not single:
         return 2
+    rule = step.rule
+    if isinstance(rule, RelaxedRule):
+        return worst if rule.elementwise else 2
     if step.diagonal:
         return worst
-    return 1 if worst == 0 and len(step.variables) == sum(step.site.varies) else 2
+    copies = rule.summands(step.site)[0] <= 1  # each element is one operand element, perhaps again
+    return 1 if copies or worst == 0 else 2
 
 
 def _ambiguous(state: State, index: int) -> Tensor:
@@ -259,6 +264,8 @@ def _refine(state: State, index: int, alpha: Alpha | None) -> None:
         if width == 0:
             return
         picked = mask.nonzero()[:, 1].unsqueeze(0) if mask.shape[0] == 1 else _padded(mask, width)
+        if settings:
+            settings = settings.at_cost(2.0 * picked.numel() * state.program.operations)
         for part in row_chunks(state.program, index, mask.shape[0], width, state.limits.memory):
             chosen = picked[:, part]
             slopes = None

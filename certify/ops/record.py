@@ -128,12 +128,14 @@ class RelaxedRule:
         ambiguous: ``(site, Interval) -> bool mask``: where tighter bounds of the (only variable)
             operand would help, such as a ReLU's input with ``lower < 0 < upper``; None: wherever
             lower < upper.
+        elementwise: each result element depends on one operand element and its interval is exact.
     """
 
     interval: Callable[..., Interval]
     relax: Callable[..., Relaxation]
     slopes: Callable[..., tuple[Slope, ...]] | None = None
     ambiguous: Callable[[Site, Interval], Tensor] | None = None
+    elementwise: bool = False
 
 
 class Example(NamedTuple):

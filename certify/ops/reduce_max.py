@@ -240,6 +240,16 @@ def _register(op: str, sign: int, onnx: str, aten: str, summary: str) -> None:
     def interval(site: Site, x: Interval) -> Interval:
         return Interval(forward(site, x.lower), forward(site, x.upper))
 
+    def contested(site: Site, x: Interval) -> Tensor:
+        """Elements that may attain the maximum, where more than one may."""
+        axes = tuple(site.attrs["axes"])
+        if not axes:
+            return x.lower != x.lower
+        lower, upper = (x.lower, x.upper) if sign > 0 else (-x.upper, -x.lower)
+        rivals = ~(upper <= lower.amax(axes, keepdim=True))  # a NaN bound is a rival
+        found: Tensor = rivals & (rivals.sum(axes, keepdim=True) > 1)
+        return found
+
     REGISTRY.add(
         Op(
             op,
@@ -251,7 +261,7 @@ def _register(op: str, sign: int, onnx: str, aten: str, summary: str) -> None:
                 Example(((2, 3),), {"axes": (-2, -1), "keepdims": False}),
                 Example(((3, 1),), {"axes": (-1,), "keepdims": True}),
             ),
-            relaxed=RelaxedRule(interval, _relax_as(sign), _slopes_as(sign)),
+            relaxed=RelaxedRule(interval, _relax_as(sign), _slopes_as(sign), contested),
             onnx={onnx: reduction(op)},
             aten={
                 f"aten.a{aten}.default": _aten_over_axes(op),

@@ -138,7 +138,8 @@ def _two_slope_lines(
         exact = (gaps[0] == 0) & (gaps[1] == 0) & _same(halves, k.double(), low, high)
         m = torch.where(exact, m, m - 4 * EPS * m.abs() - TINY)
         found.append(sign * round_down(torch.where(m < torch.inf, m, -torch.inf), dtype))
-    return Lines(site, (pair[0],), found[0], (pair[1],), found[1])
+    rest = (None,) * (len(site.varies) - 1)  # operands that are constant
+    return Lines(site, (pair[0], *rest), found[0], (pair[1], *rest), found[1])
 
 
 def _gap(halves: Halves, k: Tensor, z: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     def slopes(site: Site, x: Interval, *constants: Tensor) -> tuple[Slope, ...]:
         return _two_slope_slopes(x, halves(site, x.lower, *constants))
 
-    op = Op(name, forward, relaxed=RelaxedRule(interval, relax, slopes, straddles), **names)
+    op = Op(name, forward, relaxed=RelaxedRule(interval, relax, slopes, straddles, elementwise=True), **names)
     REGISTRY.add(op)
     return op
 
@@ -285,7 +286,9 @@ REGISTRY.add(
         _relu_forward,
         same_shape,
         examples(),
-        relaxed=RelaxedRule(_relu_interval, _relu_relax, _relu_slopes, straddles),
+        relaxed=RelaxedRule(
+            _relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True
+        ),
         onnx={"Relu": None},
         aten=inplace("relu"),
         float32_roundings=0,

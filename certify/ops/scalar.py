@@ -66,7 +66,7 @@ def scalar(
     def slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
         return slope_ranges(profile(**site.attrs), x)
 
-    rule = RelaxedRule(interval=interval, relax=relax, slopes=slopes)
+    rule = RelaxedRule(interval=interval, relax=relax, slopes=slopes, elementwise=True)
     op = Op(name, call, shape, examples, relaxed=rule, **names)
     REGISTRY.add(op)
     return op
