@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from certify.bounds import evaluate
 from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits, OutOfTime
-from certify.bounds.crown import Plan, tighten
+from certify.bounds.crown import Plan, input_boxes, tighten
 from certify.bounds.decide import Decision, Means, Question, clause_margins, decide
 from certify.bounds.program import prepare
 from certify.bounds.rounding import Semantics, unguaranteed
@@ -31,6 +32,7 @@ _GROUP_OPERATIONS = 4e8  # about this many per step of a group
 _LOOKED_AT_FIRST = 32  # targets attacked before any bound
 _ATTACK_SECONDS = 20.0  # the last attack gives up after this long
 _LEAST_MEMORY = 2**26
+_NEAR = 1e-6  # margins this close to unsafe, relative to the thresholds, are worth running the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +111,8 @@ class _Climb:
         spec = target.spec if target.spec.batch == 1 else _own_spec(target)
         seed = self.options.seed + 7919 * target.case + target.example
         for candidate in attack(self.graph, target.region, spec, deadline=until, seed=seed, settings=settings):
-            if candidate.margin <= 0:
-                yield candidate
+            if candidate.margin <= _NEAR * (1 + float(np.abs(spec.rows().bound).max())):
+                yield candidate  # the model itself may round the other way
 
     def bound(self, method: str) -> None:
         """Try to prove the open targets."""
@@ -169,6 +171,9 @@ def climb(graph: Graph, targets: list[Target], options: Options, deadline: float
         raise UsageError("--device cuda was asked for, but torch sees no CUDA device; use cpu")
     means = Means(Semantics(options.semantics), device, Limits(options.memory, deadline))
     run = _Climb(graph, options, means, list(targets))
+    if _overflows(run):
+        return _outcome(run, Verdict.UNKNOWN, "the model overflows to infinity or NaN at a corner of the"
+                        " region, so no answer about real numbers would be about the model as it runs")
     try:
         for _ in _stages(run):
             if run.found is not None or not run.open:
@@ -254,9 +259,24 @@ def _why(run: _Climb) -> str:
     if not np.isfinite(worst):
         node = _first_infinite(run)
         return f"no finite bound at {node}: its operand may leave the operator's domain; a smaller region may help"
+    hint = "a smaller region may help" if run.last == "alpha" or run.options.method == "alpha" else (
+        "a smaller region or --method alpha may help")
     open_count = f"{len(run.open)} of {len(run.open) + len(run.proofs)} cases open, " if len(run.proofs) else ""
     return (f"bounds too loose: {open_count}best margin {worst:.4g} after {run.last} in "
-            f"{run.options.semantics} semantics; a smaller region or --method alpha may help")
+            f"{run.options.semantics} semantics; {hint}")
+
+
+def _overflows(run: _Climb) -> bool:
+    """Whether the model, run in its own precision, leaves its number range at a point of a region."""
+    double = run.graph.source.get("dtype") == "float64"
+    with torch.no_grad():
+        program = prepare(run.graph, torch.float64 if double else torch.float32, run.means.device)
+        for target in run.open[:_LOOKED_AT_FIRST]:
+            boxes = input_boxes(program, target.region)
+            ends = [torch.cat((b.lower, b.upper, torch.lerp(b.lower, b.upper, 0.5))) for b in boxes]
+            if not all(bool(v.isfinite().all()) for v in evaluate.run(program, tuple(ends))):
+                return True
+    return False
 
 
 def _first_infinite(run: _Climb) -> str:

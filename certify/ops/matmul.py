@@ -43,8 +43,9 @@ def _transpose(site: Site, A: Tensor, x: Any, y: Any) -> tuple[Any, ...]:
 
 def _summands(site: Site) -> tuple[int, int]:
     left, right = site.shapes
-    back = right[-1] if site.varies[0] else left[-2]
-    return left[-1], back * copies(site)
+    back, own = (right[-1], left) if site.varies[0] else (left[-2], right)
+    used = math.prod(site.shape[:-2]) // math.prod(own[:-2])  # by how many of the batch of products
+    return left[-1], back * used
 
 
 # ---------------------------------------------------------------------------------- intervals
