@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from certify.core.certificate import Certificate, Verdict, load_certificate
     from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
     from certify.core.spec import Spec
+    from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
     from certify.importers.torch_graph import from_torch
     from certify.importers.vnnlib import read_vnnlib
@@ -47,15 +48,17 @@ _HOME = {
     "check": "certify.recheck",
     "from_torch": "certify.importers.torch_graph",
     "load": "certify.importers.model_file",
+    "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
+    "load_weights": "certify.importers.checkpoints",
     "read_vnnlib": "certify.importers.vnnlib",
     "verify": "certify.verify",
 }
 
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Linf", "Lp", "Product", "Spec", "Verdict",
-    "__version__", "bound", "check", "from_torch", "load", "load_certificate", "read_vnnlib",
-    "verify",
+    "__version__", "bound", "check", "from_torch", "load", "load_array", "load_certificate",
+    "load_weights", "read_vnnlib", "verify",
 ]
 
 

@@ -32,7 +32,9 @@ _GROUP_OPERATIONS = 4e8  # about this many per step of a group
 _LOOKED_AT_FIRST = 32  # targets attacked before any bound
 _ATTACK_SECONDS = 20.0  # the last attack gives up after this long
 _LEAST_MEMORY = 2**26
-_NEAR = 1e-6  # margins this close to unsafe, relative to the thresholds, are worth running the model
+_NEAR = (
+    1e-6  # margins this close to unsafe, relative to the thresholds, are worth running the model
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,15 @@ class _Climb:
             if time.monotonic() > until:
                 return
             for candidate in self._candidates(target, settings, until):
-                self.found = confirm(self.graph, target.place, target.spec, candidate.x,
-                                     self.options.semantics, case=target.case, example=target.example)
+                self.found = confirm(
+                    self.graph,
+                    target.place,
+                    target.spec,
+                    candidate.x,
+                    self.options.semantics,
+                    case=target.case,
+                    example=target.example,
+                )
                 if self.found is not None:
                     self.last = "attack"
                     return
@@ -110,7 +119,9 @@ class _Climb:
     def _candidates(self, target: Target, settings: AttackSettings, until: float) -> Iterator[Any]:
         spec = target.spec if target.spec.batch == 1 else _own_spec(target)
         seed = self.options.seed + 7919 * target.case + target.example
-        for candidate in attack(self.graph, target.region, spec, deadline=until, seed=seed, settings=settings):
+        for candidate in attack(
+            self.graph, target.region, spec, deadline=until, seed=seed, settings=settings
+        ):
             if candidate.margin <= _NEAR * (1 + float(np.abs(spec.rows().bound).max())):
                 yield candidate  # the model itself may round the other way
 
@@ -125,17 +136,23 @@ class _Climb:
                 margin = float(np.nan_to_num(best[i], nan=-np.inf))
                 self.margins[target.key] = max(margin, self.margins.get(target.key, -np.inf))
                 if decision.proved[i]:
-                    self.proofs[target.key] = Proof(method, decision.margins[i], self._slopes(decision, group))
+                    self.proofs[target.key] = Proof(
+                        method, decision.margins[i], self._slopes(decision, group)
+                    )
         self.open = [t for t in self.open if t.key not in self.proofs]
         self.cost = time.monotonic() - before
-        self.options.say(f"{method}: {len(self.open)} open, worst margin {self.worst():.4g}, {self.cost:.2f} s")
+        self.options.say(
+            f"{method}: {len(self.open)} open, worst margin {self.worst():.4g}, {self.cost:.2f} s"
+        )
 
     def _decide(self, group: list[Target], method: str) -> Decision:
         """As `decide`; when memory runs out, with half as much, down to a floor."""
         limits = self.means.limits
         while True:
             try:
-                return decide(self.graph, _question(group), method, replace(self.means, limits=limits))
+                return decide(
+                    self.graph, _question(group), method, replace(self.means, limits=limits)
+                )
             except (MemoryError, RuntimeError) as problem:
                 if not _is_memory(problem) or limits.memory <= _LEAST_MEMORY:
                     raise
@@ -172,19 +189,31 @@ def climb(graph: Graph, targets: list[Target], options: Options, deadline: float
     means = Means(Semantics(options.semantics), device, Limits(options.memory, deadline))
     run = _Climb(graph, options, means, list(targets))
     if _overflows(run):
-        return _outcome(run, Verdict.UNKNOWN, "the model overflows to infinity or NaN at a corner of the"
-                        " region, so no answer about real numbers would be about the model as it runs")
+        return _outcome(
+            run,
+            Verdict.UNKNOWN,
+            "the model overflows to infinity or NaN at a corner of the"
+            " region, so no answer about real numbers would be about the model as it runs",
+        )
     try:
         for _ in _stages(run):
             if run.found is not None or not run.open:
                 break
             means.limits.check()
     except OutOfTime:
-        return _outcome(run, Verdict.TIMEOUT, f"the time limit of {options.timeout:g} s passed during {run.last}")
+        return _outcome(
+            run,
+            Verdict.TIMEOUT,
+            f"the time limit of {options.timeout:g} s passed during {run.last}",
+        )
     except (MemoryError, RuntimeError) as problem:
         if not _is_memory(problem):
             raise
-        return _outcome(run, Verdict.UNKNOWN, "memory ran out; give more with --memory or use a cheaper --method")
+        return _outcome(
+            run,
+            Verdict.UNKNOWN,
+            "memory ran out; give more with --memory or use a cheaper --method",
+        )
     if run.found is not None:
         return _outcome(run, Verdict.VIOLATED, "")
     if not run.open:
@@ -195,7 +224,9 @@ def climb(graph: Graph, targets: list[Target], options: Options, deadline: float
 def prove_again(graph: Graph, case: Case, method: str, semantics: str) -> tuple[bool, float]:
     """Whether one method alone proves a case, and the smallest margin it finds."""
     targets = [
-        Target(0, i, case.region if case.region.batch == 1 else case.region.rows([i]), case.spec, None)
+        Target(
+            0, i, case.region if case.region.batch == 1 else case.region.rows([i]), case.spec, None
+        )
         for i in range(case.region.batch)
     ]
     options = Options(method=method, semantics=semantics, attack=False)
@@ -253,17 +284,28 @@ def _outcome(run: _Climb, verdict: Verdict, reason: str) -> Outcome:
 def _why(run: _Climb) -> str:
     names = unguaranteed_here(run)
     if names:
-        return (f"no standard bounds the float32 accuracy of {', '.join(names)}; "
-                f"only --semantics real can be claimed for this model")
+        return (
+            f"no standard bounds the float32 accuracy of {', '.join(names)}; "
+            f"only --semantics real can be claimed for this model"
+        )
     worst = run.worst()
     if not np.isfinite(worst):
         node = _first_infinite(run)
         return f"no finite bound at {node}: its operand may leave the operator's domain; a smaller region may help"
-    hint = "a smaller region may help" if run.last == "alpha" or run.options.method == "alpha" else (
-        "a smaller region or --method alpha may help")
-    open_count = f"{len(run.open)} of {len(run.open) + len(run.proofs)} cases open, " if len(run.proofs) else ""
-    return (f"bounds too loose: {open_count}best margin {worst:.4g} after {run.last} in "
-            f"{run.options.semantics} semantics; {hint}")
+    hint = (
+        "a smaller region may help"
+        if run.last == "alpha" or run.options.method == "alpha"
+        else ("a smaller region or --method alpha may help")
+    )
+    open_count = (
+        f"{len(run.open)} of {len(run.open) + len(run.proofs)} cases open, "
+        if len(run.proofs)
+        else ""
+    )
+    return (
+        f"bounds too loose: {open_count}best margin {worst:.4g} after {run.last} in "
+        f"{run.options.semantics} semantics; {hint}"
+    )
 
 
 def _overflows(run: _Climb) -> bool:

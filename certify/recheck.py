@@ -89,7 +89,9 @@ def _holds_again(certificate: Certificate, network: Graph) -> Report:
         proved, found = prove_again(network, case, method, arithmetic)
         margin = min(margin, found)
         if not proved:
-            return Report(False, f"case {number} was not proved again by {method}: margin {found:.4g}")
+            return Report(
+                False, f"case {number} was not proved again by {method}: margin {found:.4g}"
+            )
     return Report(True, f"every case was proved again, margin {margin:.4g}", margin)
 
 
@@ -101,8 +103,15 @@ def _violated_again(certificate: Certificate, network: Graph) -> Report:
         return Report(False, "the certificate says violated and has no counterexample")
     case = certificate.claim.cases[point.case]
     place = _place(case, point)
-    found = confirm(network, place, case.spec, point.flat, certificate.guarantee.arithmetic,
-                    case=point.case, example=point.example)
+    found = confirm(
+        network,
+        place,
+        case.spec,
+        point.flat,
+        certificate.guarantee.arithmetic,
+        case=point.case,
+        example=point.example,
+    )
     if found is None:
         return Report(False, "the counterexample is not one: the model's answer there is safe")
     if not all(np.array_equal(a, b) for a, b in zip(found.inputs, point.inputs, strict=True)):
@@ -129,5 +138,7 @@ def _flat_ends(region: Region) -> tuple[np.ndarray, np.ndarray] | None:
     if not all(type(part) is Box for part in parts):
         return None
     ends = [part.ends() for part in parts]
-    return (np.concatenate([np.asarray(e[0], dtype=np.float64).reshape(-1) for e in ends]),
-            np.concatenate([np.asarray(e[1], dtype=np.float64).reshape(-1) for e in ends]))
+    return (
+        np.concatenate([np.asarray(e[0], dtype=np.float64).reshape(-1) for e in ends]),
+        np.concatenate([np.asarray(e[1], dtype=np.float64).reshape(-1) for e in ends]),
+    )

@@ -39,8 +39,10 @@ class Options:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for what, value, known in (("method", self.method, METHOD_NAMES),
-                                   ("semantics", self.semantics, SEMANTICS)):
+        for what, value, known in (
+            ("method", self.method, METHOD_NAMES),
+            ("semantics", self.semantics, SEMANTICS),
+        ):
             if value not in known:
                 raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
         if not self.timeout > 0:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from certify.importers.vnnlib import VnnlibQuery
     from certify.ladder import Outcome, Target
 
+
 def verify(
     network: Graph, region: Region, spec: Spec, timeout: float = 60.0, **options: Any
 ) -> Certificate:
@@ -45,12 +46,18 @@ def verify(
     fitted = parts[0] if len(parts) == 1 else Product(parts)
     _check_outputs(network, spec)
     if spec.batch not in (1, fitted.batch):
-        raise BadInput(f"the specification has rows for {spec.batch} examples, the region has {fitted.batch}")
+        raise BadInput(
+            f"the specification has rows for {spec.batch} examples, the region has {fitted.batch}"
+        )
     return _certify(network, (Case(fitted, spec),), None, None, chosen, started)
 
 
 def verify_query(
-    network: Graph, query: VnnlibQuery, timeout: float = 60.0, *, started: float | None = None,
+    network: Graph,
+    query: VnnlibQuery,
+    timeout: float = 60.0,
+    *,
+    started: float | None = None,
     **options: Any,
 ) -> Certificate:
     """Decide a property file; as `verify`. The claim holds when all of its cases do.
@@ -79,28 +86,52 @@ def _count(shape: tuple[int, ...]) -> int:
 def _check_outputs(network: Graph, spec: Spec) -> None:
     size = _count(network.output_shape)
     if spec.num_outputs != size:
-        raise BadInput(f"the specification is about {spec.num_outputs} outputs, the network has {size}")
+        raise BadInput(
+            f"the specification is about {spec.num_outputs} outputs, the network has {size}"
+        )
 
 
 def _certify(
-    network: Graph, cases: tuple[Case, ...], query: VnnlibQuery | None, spec_sha256: str | None,
-    options: Options, started: float,
+    network: Graph,
+    cases: tuple[Case, ...],
+    query: VnnlibQuery | None,
+    spec_sha256: str | None,
+    options: Options,
+    started: float,
 ) -> Certificate:
     from certify.ladder import climb
 
     begun = now()
     claim = claim_about(network, cases)
     outcome = climb(network, _targets(cases, query), options, started + options.timeout)
-    settings = {"timeout": options.timeout, "method": options.method, "semantics": options.semantics,
-                "attack": options.attack, "memory": options.memory,
-                "model_path": str(network.source.get("path", ""))}
+    settings = {
+        "timeout": options.timeout,
+        "method": options.method,
+        "semantics": options.semantics,
+        "attack": options.attack,
+        "memory": options.memory,
+        "model_path": str(network.source.get("path", "")),
+    }
     provenance = Provenance(
-        claim.model_sha256, spec_sha256, outcome.method, settings, options.seed, versions(),
-        outcome.device, time.monotonic() - started, begun,
+        claim.model_sha256,
+        spec_sha256,
+        outcome.method,
+        settings,
+        options.seed,
+        versions(),
+        outcome.device,
+        time.monotonic() - started,
+        begun,
     )
     return Certificate(
-        outcome.verdict, claim, _guarantee(options), provenance, margin=outcome.margin,
-        counterexample=outcome.counterexample, evidence=_evidence(outcome, cases), reason=outcome.reason,
+        outcome.verdict,
+        claim,
+        _guarantee(options),
+        provenance,
+        margin=outcome.margin,
+        counterexample=outcome.counterexample,
+        evidence=_evidence(outcome, cases),
+        reason=outcome.reason,
     )
 
 

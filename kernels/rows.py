@@ -15,7 +15,9 @@ _FAST = {"reassoc", "contract", "nsz"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def relax_dense(A: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out: Any, sums: Any) -> None:
+def relax_dense(
+    A: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out: Any, sums: Any
+) -> None:
     """``out = A * (low where A >= 0 else up)``; ``sums[r] = (sum of A * intercept, |A| . cost)``.
 
     ``A, out``: (R, n); ``low, up, low_c, up_c``: (1 or R, n); ``cost``: (n,); ``sums``: (R, 2) float64.
@@ -40,7 +42,16 @@ def relax_dense(A: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def relax_windows(
-    A: Any, top: Any, left: Any, low: Any, low_c: Any, up: Any, up_c: Any, cost: Any, out: Any, sums: Any
+    A: Any,
+    top: Any,
+    left: Any,
+    low: Any,
+    low_c: Any,
+    up: Any,
+    up_c: Any,
+    cost: Any,
+    out: Any,
+    sums: Any,
 ) -> None:
     """As `relax_dense` for windows ``A, out (R, h, w, C)`` at ``top, left (R,)`` of maps ``(H, W, C)``."""
     R, h, w, C = A.shape

@@ -65,7 +65,9 @@ class Float32:
         terms = np.insert(terms, place, np.broadcast_to(start, terms.shape[:2]), axis=-1)
         return _pairwise(terms) if kind == 3 else _in_turn(terms)
 
-    def normalised(self, x: np.ndarray, scale: Any, bias: Any, mean: Any, var: Any, eps: float) -> np.ndarray:
+    def normalised(
+        self, x: np.ndarray, scale: Any, bias: Any, mean: Any, var: Any, eps: float
+    ) -> np.ndarray:
         root = np.sqrt(var + np.float32(eps))
         if self.rng.integers(2):
             return (x - mean) / root * scale + bias
@@ -112,7 +114,8 @@ SIMPLE: dict[str, Callable[..., np.ndarray]] = {
     "minimum": lambda n, x, y: np.minimum(x, y),
     "reshape": lambda n, x: x.reshape(len(x), *n.shape),
     "transpose": lambda n, x: x.transpose(
-        *range(x.ndim - len(n.attrs["perm"])), *(x.ndim + p for p in n.attrs["perm"])),
+        *range(x.ndim - len(n.attrs["perm"])), *(x.ndim + p for p in n.attrs["perm"])
+    ),
     "concat": lambda n, *parts: np.concatenate(parts, n.attrs["axis"]),
     "slice": lambda n, x: _sliced(n, x),
     "gather": lambda n, x: np.take(x, n.attrs["indices"], n.attrs["axis"]),
@@ -158,7 +161,9 @@ def values(graph: Graph, arithmetic: Arithmetic, *points: np.ndarray) -> dict[st
         if node.op in PRODUCTS:
             weight, bias = _matrix(graph, node)
             x = operands[0].reshape(len(operands[0]), -1)
-            y = arithmetic.affine(x, arithmetic.lift(weight), None if bias is None else arithmetic.lift(bias))
+            y = arithmetic.affine(
+                x, arithmetic.lift(weight), None if bias is None else arithmetic.lift(bias)
+            )
             found[node.name] = y.reshape(len(x), *node.shape)
             continue
         lifted = [arithmetic.lift(v) if c else v for v, c in zip(operands, constant, strict=True)]
@@ -174,8 +179,10 @@ def _matrix(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray | None]:
     """Weights ``(outputs, inputs)`` and bias of a convolution or dense layer, all flat."""
     shape = graph.by_name[node.inputs[0]].shape
     size, op = math.prod(shape), REGISTRY.ops[node.op]
-    weight, bias = (torch.as_tensor(np.asarray(graph.constants[name])) if name else None
-                    for name in node.inputs[1:3])
+    weight, bias = (
+        torch.as_tensor(np.asarray(graph.constants[name])) if name else None
+        for name in node.inputs[1:3]
+    )
     assert weight is not None
     shapes = (shape, tuple(weight.shape), () if bias is None else tuple(bias.shape))
     site = Site(node.name, node.attrs, shapes, (True, False, False), node.shape)

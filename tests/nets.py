@@ -86,18 +86,31 @@ def _bend(name: str, example: Any) -> Body:
 def convolutional(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     """Convolution, batch norm, overlapping max pooling, strided convolution, mean pooling."""
     z = x if len(x.shape) == 4 else b.add("reshape", layer(b, x, 72, rng), shape=(1, 2, 6, 6))
-    z = b.add("conv", z, b.constant(weights(rng, 3, z.shape[1], 3, 3)),
-              b.constant(single(0.2 * rng.normal(size=3))), pads=(1, 0, 1, 0), strides=(1, 1))
+    z = b.add(
+        "conv",
+        z,
+        b.constant(weights(rng, 3, z.shape[1], 3, 3)),
+        b.constant(single(0.2 * rng.normal(size=3))),
+        pads=(1, 0, 1, 0),
+        strides=(1, 1),
+    )
     statistics = [single(rng.uniform(0.5, 1.5, size=3)) for _ in range(2)]
     scale, shift = single(rng.normal(size=3)), single(0.2 * rng.normal(size=3))
     mean, var = single(0.1 * statistics[0]), statistics[1]
     z = b.add("batch_norm", z, *(b.constant(c) for c in (scale, shift, mean, var)), eps=1e-5)
     z = b.add("relu", z)
-    z = b.add("conv", z, b.constant(weights(rng, 4, 3, 3, 3)),
-              b.constant(single(0.2 * rng.normal(size=4))), pads=(1, 1, 1, 1), strides=(1, 1))
+    z = b.add(
+        "conv",
+        z,
+        b.constant(weights(rng, 4, 3, 3, 3)),
+        b.constant(single(0.2 * rng.normal(size=4))),
+        pads=(1, 1, 1, 1),
+        strides=(1, 1),
+    )
     z = b.add("relu", z)
-    z = b.add("conv", z, b.constant(weights(rng, 2, 4, 2, 2)), None, pads=(0, 1, 1, 0),
-              strides=(2, 1))
+    z = b.add(
+        "conv", z, b.constant(weights(rng, 2, 4, 2, 2)), None, pads=(0, 1, 1, 0), strides=(2, 1)
+    )
     z = _max_pool(b, b.add("relu", z))
     z = b.add("average_pool", z, kernel=(2, 2), strides=(1, 2))
     return layer(b, flat(b, z), 3, rng)
@@ -107,20 +120,46 @@ def _max_pool(b: Builder, x: Value) -> Value:
     """2x2 windows at stride 1, as the importers write it: gathered, then reduced."""
     C, H, W = x.shape[-3:]
     corner = (np.arange(H - 1)[:, None] * W + np.arange(W - 1)).reshape(-1, 1)
-    taken = b.add("gather", b.add("reshape", x, shape=(C, H * W)),
-                  indices=corner + np.array([0, 1, W, W + 1]), axis=-1)
+    taken = b.add(
+        "gather",
+        b.add("reshape", x, shape=(C, H * W)),
+        indices=corner + np.array([0, 1, W, W + 1]),
+        axis=-1,
+    )
     best = b.add("reduce_max", taken, axes=(-1,), keepdims=False)
     return b.add("reshape", best, shape=(C, H - 1, W - 1))
+
+
+def strided(b: Builder, x: Value, rng: np.random.Generator) -> Value:
+    """Two convolutions with nothing between them: windows through strides and over edges."""
+    z = b.add("relu", layer(b, x, 81, rng))
+    z = b.add("reshape", z, shape=(1, 1, 9, 9))
+    first, second = weights(rng, 2, 1, 3, 3), weights(rng, 2, 2, 2, 2)
+    z = b.add("conv", z, b.constant(first), None, pads=(1, 0, 0, 1), strides=(2, 2))
+    z = b.add("conv", z, b.constant(second), None, pads=(1, 0, 0, 1), strides=(1, 1))
+    return layer(b, flat(b, b.add("relu", z)), 3, rng)
 
 
 def upsampling(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     """Transposed convolution with padding and stride."""
     z = b.add("reshape", layer(b, x, 18, rng), shape=(2, 3, 3))
-    z = b.add("conv_transpose", z, b.constant(weights(rng, 2, 2, 3, 3)),
-              b.constant(single(0.2 * rng.normal(size=2))), strides=(2, 1), pads=(1, 0, 0, 1))
+    z = b.add(
+        "conv_transpose",
+        z,
+        b.constant(weights(rng, 2, 2, 3, 3)),
+        b.constant(single(0.2 * rng.normal(size=2))),
+        strides=(2, 1),
+        pads=(1, 0, 0, 1),
+    )
     z = b.add("relu", z)
-    z = b.add("conv_transpose", z, b.constant(weights(rng, 2, 1, 2, 2)), None, strides=(1, 1),
-              pads=(0, 1, 1, 0))
+    z = b.add(
+        "conv_transpose",
+        z,
+        b.constant(weights(rng, 2, 1, 2, 2)),
+        None,
+        strides=(1, 1),
+        pads=(0, 1, 1, 0),
+    )
     return layer(b, flat(b, b.add("relu", z)), 3, rng)
 
 
@@ -132,8 +171,14 @@ def residual(b: Builder, x: Value, rng: np.random.Generator) -> Value:
         for _ in range(2):
             kernel = b.constant(weights(rng, 2, 2, 3, 3))
             inner = b.add("relu", inner)
-            inner = b.add("conv", inner, kernel, b.constant(single(0.1 * rng.normal(size=2))),
-                          pads=(1, 1, 1, 1), strides=(1, 1))
+            inner = b.add(
+                "conv",
+                inner,
+                kernel,
+                b.constant(single(0.1 * rng.normal(size=2))),
+                pads=(1, 1, 1, 1),
+                strides=(1, 1),
+            )
         z = b.add("add", z, inner)
     return layer(b, flat(b, b.add("relu", z)), 3, rng)
 
@@ -175,7 +220,9 @@ def arithmetic(b: Builder, x: Value, rng: np.random.Generator) -> Value:
 def wild(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     """Weights over 2^-12 .. 2^12 with columns that nearly cancel (soundness of rounding)."""
     for width in (8, 8, 3):
-        weight = np.ldexp(rng.normal(size=(width, x.shape[-1])), rng.integers(-12, 13, size=(width, 1)))
+        weight = np.ldexp(
+            rng.normal(size=(width, x.shape[-1])), rng.integers(-12, 13, size=(width, 1))
+        )
         twin = rng.integers(x.shape[-1])
         weight[:, twin] = -weight[:, 0] * (1 + rng.integers(0, 3, size=width) * 2.0**-22)
         bias = np.ldexp(rng.normal(size=width), rng.integers(-12, 13, size=width))
@@ -189,6 +236,7 @@ BODIES: dict[str, Body] = {
     "mlp": mlp(),
     "deep": mlp((6, 6, 6, 5, 3)),
     "convolutional": convolutional,
+    "strided": strided,
     "upsampling": upsampling,
     "residual": residual,
     "branched": branched,

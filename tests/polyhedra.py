@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import LinearConstraint, linprog, milp
 from scipy.optimize import Bounds as Limits
+from scipy.optimize import LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix
 
 from certify import ops
@@ -28,7 +28,7 @@ TOLERANCE = 1e-6  # HiGHS: feasibility and integrality
 
 @dataclass
 class Polyhedron:
-    """Linear constraints ``A z <= b`` over all nodes' elements so far; binaries say which branch."""
+    """Linear constraints ``A z <= b`` over all elements so far; binaries pick a branch."""
 
     lower: list[float] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
@@ -65,16 +65,18 @@ class Polyhedron:
         """The triangle over ``[low, high]``; with ``exact``, a binary per unstable neuron."""
         given = self.place[node.inputs[0]]
         out = self.fresh(np.maximum(low, 0.0), np.maximum(high, 0.0))
-        for x, y, l, u in zip(given.ravel(), out.ravel(), low.ravel(), high.ravel(), strict=True):
+        for x, y, lo, u in zip(given.ravel(), out.ravel(), low.ravel(), high.ravel(), strict=True):
             x, y = int(x), int(y)
-            if l >= 0:
+            if lo >= 0:
                 self.rows.append(({y: 1.0, x: -1.0}, 0.0, 0.0))
             elif u > 0:
                 self.rows.append(({y: 1.0, x: -1.0}, 0.0, np.inf))
-                self.rows.append(({y: 1.0 - l / u, x: -1.0}, -np.inf, -l))  # y (u-l)/u <= x - l
+                self.rows.append(
+                    ({y: 1.0 - lo / u, x: -1.0}, -np.inf, -lo)
+                )  # y (u - lo) / u <= x - lo
                 if exact:
                     on = int(self.fresh(0.0, 1.0, integer=True))
-                    self.rows.append(({y: 1.0, x: -1.0, on: -l}, -np.inf, -l))
+                    self.rows.append(({y: 1.0, x: -1.0, on: -lo}, -np.inf, -lo))
                     self.rows.append(({y: 1.0, on: -u}, -np.inf, 0.0))
         self.place[node.name] = out
 
@@ -88,15 +90,28 @@ class Polyhedron:
         """The linear program's optimum of each of ``rows (R, n)`` of a node."""
         matrix, least, most = self._system()
         equal = least == most
-        A = csr_matrix(np.vstack([matrix[~equal & np.isfinite(most)].toarray(),
-                                  -matrix[~equal & np.isfinite(least)].toarray()]))
+        A = csr_matrix(
+            np.vstack(
+                [
+                    matrix[~equal & np.isfinite(most)].toarray(),
+                    -matrix[~equal & np.isfinite(least)].toarray(),
+                ]
+            )
+        )
         b = np.concatenate([most[~equal & np.isfinite(most)], -least[~equal & np.isfinite(least)]])
         found = []
         for row in rows:
             cost = np.zeros(len(self.lower))
             cost[self.place[name].ravel()] = row
-            solved = linprog(cost, A if len(b) else None, b if len(b) else None, matrix[equal], least[equal],
-                             list(zip(self.lower, self.upper, strict=True)), method="highs")
+            solved = linprog(
+                cost,
+                A if len(b) else None,
+                b if len(b) else None,
+                matrix[equal],
+                least[equal],
+                list(zip(self.lower, self.upper, strict=True)),
+                method="highs",
+            )
             assert solved.status == 0, solved.message
             found.append(solved.fun)
         return np.array(found)
@@ -106,8 +121,13 @@ class Polyhedron:
         matrix, least, most = self._system()
         cost = np.zeros(len(self.lower))
         cost[self.place[name].ravel()] = row
-        solved = milp(cost, constraints=LinearConstraint(matrix, least, most), integrality=self.integer,
-                      bounds=Limits(self.lower, self.upper), options={"mip_rel_gap": 0.0})
+        solved = milp(
+            cost,
+            constraints=LinearConstraint(matrix, least, most),
+            integrality=self.integer,
+            bounds=Limits(self.lower, self.upper),
+            options={"mip_rel_gap": 0.0},
+        )
         assert solved.status == 0, solved.message
         return float(solved.fun), solved.x
 
@@ -116,15 +136,25 @@ def probed(graph: Graph, node: Node) -> tuple[list[tuple[str, np.ndarray]], np.n
     """Matrices ``(outputs, inputs)`` of an affine node, by operand name, and its offset."""
     op = REGISTRY.ops[node.op]
     varies = tuple(name in graph.by_name for name in node.inputs)
-    fixed = [None if v or not n else torch.as_tensor(np.asarray(graph.constants[n]))
-             for n, v in zip(node.inputs, varies, strict=True)]
-    shapes = tuple(graph.by_name[n].shape if v else () if c is None else tuple(c.shape)
-                   for n, v, c in zip(node.inputs, varies, fixed, strict=True))
+    fixed = [
+        None if v or not n else torch.as_tensor(np.asarray(graph.constants[n]))
+        for n, v in zip(node.inputs, varies, strict=True)
+    ]
+    shapes = tuple(
+        graph.by_name[n].shape if v else () if c is None else tuple(c.shape)
+        for n, v, c in zip(node.inputs, varies, fixed, strict=True)
+    )
     site = Site(node.name, node.attrs, shapes, varies, node.shape)
 
     def run(probe: int, size: int, units: torch.Tensor) -> np.ndarray:
-        operands = [c if not v else units.reshape(size, *s) if i == probe else torch.zeros(size, *s).double()
-                    for i, (c, v, s) in enumerate(zip(fixed, varies, shapes, strict=True))]
+        operands = [
+            c
+            if not v
+            else units.reshape(size, *s)
+            if i == probe
+            else torch.zeros(size, *s).double()
+            for i, (c, v, s) in enumerate(zip(fixed, varies, shapes, strict=True))
+        ]
         operands = [o.double() if o is not None and o.is_floating_point() else o for o in operands]
         return op.forward(site, *operands).reshape(size, -1).numpy()
 
@@ -137,8 +167,13 @@ def probed(graph: Graph, node: Node) -> tuple[list[tuple[str, np.ndarray]], np.n
     return parts, offset
 
 
-def grown(graph: Graph, box: tuple[np.ndarray, np.ndarray], bounds: Mapping[str, Any], exact: bool = False,
-          until: str | None = None) -> Polyhedron:
+def grown(
+    graph: Graph,
+    box: tuple[np.ndarray, np.ndarray],
+    bounds: Mapping[str, Any],
+    exact: bool = False,
+    until: str | None = None,
+) -> Polyhedron:
     """The relaxation of a ReLU graph over a box, up to a node, on given bounds of ReLU inputs."""
     found = Polyhedron()
     for node in graph.nodes:

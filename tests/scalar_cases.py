@@ -193,6 +193,10 @@ def _clip(z: Any, min: Any, max: Any) -> Any:
     return low if low < max else max
 
 
+def _shrink(z: Any, lambd: Any, bias: Any) -> Any:
+    return z + bias if z < -lambd else z - bias if z > lambd else mp.mpf(0)
+
+
 REFERENCE: dict[str, Callable[..., Any]] = {
     "relu": lambda z: z if z > 0 else mp.mpf(0),
     "leaky_relu": lambda z, alpha: z if z > 0 else alpha * z,
@@ -206,6 +210,8 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "ceil": mp.ceil,
     "round": _round,
     "heaviside": lambda z, at_zero: mp.mpf(0) if z < 0 else (at_zero if z == 0 else mp.mpf(1)),
+    "threshold": lambda z, at, below: z if z > at else below,
+    "shrink": _shrink,
     "sigmoid": _expit,
     "log_sigmoid": lambda z: -mp.log1p(mp.exp(-z)),
     "tanh": mp.tanh,

@@ -1,4 +1,4 @@
-"""Every bound method on every region over every kind of network: what must hold whatever they are."""
+"""Every bound method on every region and every kind of network: what must hold for all."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from certify.bounds.methods import METHODS, bound
 from certify.bounds.program import prepare
 from certify.core.errors import BadInput, UsageError
 from certify.core.graph import Graph
-from certify.core.region import REGIONS, Box, L2, Linf, Product, Region
+from certify.core.region import L2, REGIONS, Box, Linf, Product, Region
 from tests.exact_nets import exact_values
 from tests.nets import BODIES, ELEMENTWISE, dense, grow, names, over, single
 
 QUICK = Alpha(iterations=3, unit_iterations=1)
 STEADY = Alpha(iterations=1, unit_iterations=1)  # later steps turn rounding noise into directions
-PLACES = [pytest.param(r, id=f"{name}-{i}") for name, kind in REGIONS.items()
-          for i, r in enumerate(kind.examples())]
+PLACES = [
+    pytest.param(r, id=f"{name}-{i}")
+    for name, kind in REGIONS.items()
+    for i, r in enumerate(kind.examples())
+]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_body = pytest.mark.parametrize("body", BODIES)
 
@@ -40,7 +43,9 @@ def samples(graph: Graph, region: Region, count: int = 200) -> tuple[list[torch.
     if len(parts) == 1 and isinstance(region, Box) and points[0][0, 0].numel() <= 5:
         low, high = (torch.tensor(np.asarray(e)).unsqueeze(1) for e in region.ends())
         picks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=low[0].numel())))
-        points = [torch.cat([points[0], low + (high - low) * picks.reshape(1, -1, *low.shape[2:])], 1)]
+        points = [
+            torch.cat([points[0], low + (high - low) * picks.reshape(1, -1, *low.shape[2:])], 1)
+        ]
     return [x.flatten(0, 1) for x in points], points[0].shape[1]
 
 
@@ -79,7 +84,11 @@ def test_samples_lie_inside_on_every_network(method: str, body: str) -> None:
     centre = np.array([[0.1, -0.3, 0.5, 0.0, -0.8], [-0.6, 0.2, 0.1, 0.9, 0.4]])
     for seed, size in ((0, 0.05), (1, 0.5)):
         graph = grow(BODIES[body], seed=seed)
-        inside(graph, Box(centre - size, centre + size * np.array([[1.0], [0.5]])).batched((5,)), method)
+        inside(
+            graph,
+            Box(centre - size, centre + size * np.array([[1.0], [0.5]])).batched((5,)),
+            method,
+        )
         inside(graph, L2(centre, size, (-1.0, 1.0)).batched((5,)), method)
 
 
@@ -106,7 +115,9 @@ def test_search_semantics_in_float32_agrees_with_float64(method: str, body: str)
     graph = grow(BODIES[body], seed=4)
     single_region = Linf(torch.full((1, 5), 0.125), 0.0625)
     double_region = Linf(torch.full((1, 5), 0.125).double(), 0.0625)
-    short, long = (found(graph, r, method, semantics="search") for r in (single_region, double_region))
+    short, long = (
+        found(graph, r, method, semantics="search") for r in (single_region, double_region)
+    )
     assert short.lower.dtype == torch.float32 and long.lower.dtype == torch.float64
     spread = (long.upper - long.lower).max()
     for name, box in long.nodes.items():
@@ -126,7 +137,12 @@ def test_a_point_gives_the_networks_value(method: str, body: str) -> None:
     exact = exact_values(graph, points)
     for name, box in result.nodes.items():
         for b, value in zip(range(3), exact[name], strict=True):
-            pairs = zip(value.ravel(), box.lower[b].ravel().tolist(), box.upper[b].ravel().tolist(), strict=True)
+            pairs = zip(
+                value.ravel(),
+                box.lower[b].ravel().tolist(),
+                box.upper[b].ravel().tolist(),
+                strict=True,
+            )
             assert all(low <= v <= high for v, low, high in pairs), name
     value = evaluate(graph, torch.as_tensor(points))
     torch.testing.assert_close(result.lower, value, rtol=1e-10, atol=1e-10)
@@ -146,8 +162,10 @@ def test_examples_of_a_batch_do_not_mix(method: str, body: str) -> None:
 
     def of(examples: list[int]) -> dict[str, torch.Tensor]:
         part = region.rows(examples)
-        return everything(found(graph, part, method, alpha=STEADY),
-                          found(graph, part, method, rows[examples], alpha=STEADY))
+        return everything(
+            found(graph, part, method, alpha=STEADY),
+            found(graph, part, method, rows[examples], alpha=STEADY),
+        )
 
     together = of([0, 1, 2])
     for order in ([1, 0, 2], [2, 1, 0]):
@@ -198,7 +216,8 @@ def test_better_methods_are_not_looser(body: str) -> None:
         region = Linf(centre, 0.1 + 0.1 * seed).batched((5,))
         rows = np.random.default_rng(seed).normal(size=(3, 3))
         ibp, backward, crown, forward = (
-            found(graph, region, m, rows) for m in ("ibp", "crown-ibp", "crown", "forward"))
+            found(graph, region, m, rows) for m in ("ibp", "crown-ibp", "crown", "forward")
+        )
         alpha = found(graph, region, "alpha", rows, alpha=Alpha(iterations=6, unit_iterations=0))
         pairs = [(backward, ibp), (crown, ibp), (forward, ibp), (alpha, crown)]
         for better, worse in pairs:
@@ -214,8 +233,11 @@ def test_better_methods_are_not_looser(body: str) -> None:
 def test_methods_differ_where_they_should() -> None:
     graph = grow(BODIES["deep"], seed=1)
     region = Box(-0.5, 0.5)
-    width = {m: float((b.upper - b.lower).sum())
-             for m in METHODS for b in [bound(graph, region, m, alpha=Alpha(iterations=30))]}
+    width = {
+        m: float((b.upper - b.lower).sum())
+        for m in METHODS
+        for b in [bound(graph, region, m, alpha=Alpha(iterations=30))]
+    }
     assert width["alpha"] < 0.95 * width["crown"] < 0.95 * width["crown-ibp"] < 0.95 * width["ibp"]
     assert width["forward"] < 0.95 * width["ibp"]
 
@@ -311,14 +333,18 @@ def test_a_known_bound_by_hand() -> None:
     from certify.ops.builder import Builder
 
     b = Builder()
-    hidden = b.add("relu", dense(b, b.input("x", (2,)), np.array([[1.0, 1.0], [1.0, -1.0]])), name="r")
+    hidden = b.add(
+        "relu", dense(b, b.input("x", (2,)), np.array([[1.0, 1.0], [1.0, -1.0]])), name="r"
+    )
     graph = b.finish(dense(b, hidden, np.array([[1.0, -1.0]])))
     box = Box(-np.ones(2), np.ones(2))
     ibp = bound(graph, box, "ibp")
     torch.testing.assert_close(ibp.upper, torch.tensor([[2.0]]).double())
     # slopes 1/2 above (intercept 1); below u = -l chooses 0: y <= (x+y)/2 + 1, worst 2
     for method, value in (("crown", 2.0), ("crown-ibp", 2.0)):
-        torch.testing.assert_close(bound(graph, box, method).upper, torch.tensor([[value]]).double())
+        torch.testing.assert_close(
+            bound(graph, box, method).upper, torch.tensor([[value]]).double()
+        )
     small = bound(graph, Box(np.array([0.5, 0.0]), np.array([1.0, 0.25])), "crown")
     # both active: 2 y
     torch.testing.assert_close(small.lower, torch.tensor([[0.0]]).double(), atol=1e-12, rtol=0)

@@ -28,9 +28,22 @@ QUICK = Alpha(iterations=8, unit_iterations=3)
 def convolutions(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     """Small feature maps, so that a linear program stays small."""
     z = b.add("reshape", layer(b, x, 18, rng), shape=(1, 2, 3, 3))
-    z = b.add("conv", z, b.constant(weights(rng, 2, 2, 2, 2)), b.constant(single(rng.normal(size=2) * 0.2)),
-              pads=(1, 0, 0, 1), strides=(1, 1))
-    z = b.add("conv", b.add("relu", z), b.constant(weights(rng, 2, 2, 3, 3)), None, pads=(1, 1, 1, 1), strides=(2, 1))
+    z = b.add(
+        "conv",
+        z,
+        b.constant(weights(rng, 2, 2, 2, 2)),
+        b.constant(single(rng.normal(size=2) * 0.2)),
+        pads=(1, 0, 0, 1),
+        strides=(1, 1),
+    )
+    z = b.add(
+        "conv",
+        b.add("relu", z),
+        b.constant(weights(rng, 2, 2, 3, 3)),
+        None,
+        pads=(1, 1, 1, 1),
+        strides=(2, 1),
+    )
     return layer(b, flat(b, b.add("relu", z)), 2, rng)
 
 
@@ -42,11 +55,17 @@ def joined(b: Builder, x: Value, rng: np.random.Generator) -> Value:
     return b.add("add", layer(b, both, 2, rng), layer(b, x, 2, rng))
 
 
-CHAINS: dict[str, Body] = {"two layers": mlp((7, 6, 3)), "three layers": mlp((6, 5, 5, 2)),
-                           "convolutions": convolutions, "joined": joined}
+CHAINS: dict[str, Body] = {
+    "two layers": mlp((7, 6, 3)),
+    "three layers": mlp((6, 5, 5, 2)),
+    "convolutions": convolutions,
+    "joined": joined,
+}
 
 
-def box(seed: int, radius: float = 0.3, shape: tuple[int, ...] = (5,)) -> tuple[np.ndarray, np.ndarray]:
+def box(
+    seed: int, radius: float = 0.3, shape: tuple[int, ...] = (5,)
+) -> tuple[np.ndarray, np.ndarray]:
     centre = np.random.default_rng(seed).uniform(-0.6, 0.6, size=shape)
     return centre - radius, centre + radius
 
@@ -55,7 +74,9 @@ def found(graph: Graph, ends: tuple[np.ndarray, np.ndarray], method: str, rows: 
     return bound(graph, Box(*ends), method, rows, nodes=names(graph), alpha=QUICK)
 
 
-def programs(graph: Graph, ends: tuple[np.ndarray, np.ndarray], bounds: Any) -> dict[str, Polyhedron]:
+def programs(
+    graph: Graph, ends: tuple[np.ndarray, np.ndarray], bounds: Any
+) -> dict[str, Polyhedron]:
     """The relaxation in front of every ReLU, on the bounds that a method found itself."""
     wanted = [n.inputs[0] for n in graph.nodes if n.op == "relu"]
     return {name: grown(graph, ends, bounds, until=name) for name in wanted}
@@ -78,11 +99,15 @@ def test_no_bound_beats_the_triangle_program(body: str, method: str) -> None:
         margins = found(graph, ends, method, rows)
         whole = grown(graph, ends, result.nodes)
         least = whole.minima(graph.output, np.concatenate([rows, -rows]))
-        check_below(torch.cat([margins.lower[0], -margins.upper[0]]).numpy(), least, f"rows, seed {seed}")
+        check_below(
+            torch.cat([margins.lower[0], -margins.upper[0]]).numpy(), least, f"rows, seed {seed}"
+        )
 
 
 def check_below(found: np.ndarray, best: np.ndarray, what: str) -> None:
-    assert (found <= best + TOLERANCE * (1 + np.abs(best))).all(), f"{what}: {(found - best).max()} above"
+    assert (found <= best + TOLERANCE * (1 + np.abs(best))).all(), (
+        f"{what}: {(found - best).max()} above"
+    )
 
 
 @pytest.mark.oracle
@@ -94,7 +119,9 @@ def test_no_bound_is_above_the_exact_minimum(body: str) -> None:
         rows = np.random.default_rng(seed).normal(size=(2, graph.output_shape[0]))
         exact = np.array([whole.exact_minimum(graph.output, row)[0] for row in rows])
         for method in METHODS:
-            check_below(found(graph, ends, method, rows).lower[0].numpy(), exact, f"{method}, seed {seed}")
+            check_below(
+                found(graph, ends, method, rows).lower[0].numpy(), exact, f"{method}, seed {seed}"
+            )
 
 
 @pytest.mark.oracle
@@ -104,7 +131,9 @@ def test_optimised_slopes_come_close_to_the_linear_program() -> None:
         graph, ends = grow(CHAINS["two layers"], seed=seed), box(seed, 0.4)
         rows = np.random.default_rng(seed).normal(size=(3, 3))
         crown = found(graph, ends, "crown", rows)
-        alpha = bound(graph, Box(*ends), "alpha", rows, alpha=Alpha(iterations=60, unit_iterations=0))
+        alpha = bound(
+            graph, Box(*ends), "alpha", rows, alpha=Alpha(iterations=60, unit_iterations=0)
+        )
         best = grown(graph, ends, crown.nodes).minima(graph.output, rows)
         gap = best - crown.lower[0].numpy()
         left = (best - alpha.lower[0].numpy()) / np.maximum(gap, 1e-9)
@@ -117,27 +146,38 @@ def test_crown_is_tighter_than_intervals_and_exact_where_nothing_is_cut() -> Non
     for seed in range(4):
         graph, ends = grow(CHAINS["two layers"], seed=seed), box(seed, 1e-4)
         result = found(graph, ends, "crown")
-        stable = all(bool(((b.lower >= 0) | (b.upper <= 0)).all()) for n, b in result.nodes.items()
-                     if any(m.op == "relu" and m.inputs[0] == n for m in graph.nodes))
+        stable = all(
+            bool(((b.lower >= 0) | (b.upper <= 0)).all())
+            for n, b in result.nodes.items()
+            if any(m.op == "relu" and m.inputs[0] == n for m in graph.nodes)
+        )
         least = grown(graph, ends, result.nodes).minima(graph.output, np.eye(3))
         if stable:
             np.testing.assert_allclose(result.lower[0].numpy(), least, atol=1e-7)
     assert stable
 
 
-def threshold(graph: Graph, ends: tuple[np.ndarray, np.ndarray], row: np.ndarray) -> tuple[Fraction, np.ndarray]:
+def threshold(
+    graph: Graph, ends: tuple[np.ndarray, np.ndarray], row: np.ndarray
+) -> tuple[Fraction, np.ndarray]:
     """The exact value of a row at the point a MILP solver believes to be the minimiser."""
     whole = grown(graph, ends, found(graph, ends, "ibp").nodes, exact=True)
     _, solution = whole.exact_minimum(graph.output, row)
     point = np.clip(solution[whole.place[graph.inputs[0].name].ravel()], *ends)
     reached = exact_values(graph, point[None])[graph.output][0]
-    return sum((Fraction(float(c)) * y for c, y in zip(row, reached, strict=True)), Fraction(0)), point
+    return sum(
+        (Fraction(float(c)) * y for c, y in zip(row, reached, strict=True)), Fraction(0)
+    ), point
 
 
 def below(value: Fraction, margin: float) -> float:
     """A float at most ``value - margin``."""
     number = float(value) - margin
-    return number if Fraction(number) <= value - Fraction(margin) else float(np.nextafter(number, -np.inf))
+    return (
+        number
+        if Fraction(number) <= value - Fraction(margin)
+        else float(np.nextafter(number, -np.inf))
+    )
 
 
 @pytest.mark.oracle
@@ -156,18 +196,34 @@ def test_what_a_point_violates_never_holds(
         graph, ends = grow(CHAINS["two layers"], seed=seed), box(seed, radius)
         row = single(np.random.default_rng(seed).normal(size=3))
         value, _ = threshold(graph, ends, row)
-        above = float(value) if Fraction(float(value)) > value else float(np.nextafter(float(value), np.inf))
-        answer = verify(graph, Box(*ends), Spec.linear(row[None], above), attack=False,
-                        semantics=semantics, method=method)
+        above = (
+            float(value)
+            if Fraction(float(value)) > value
+            else float(np.nextafter(float(value), np.inf))
+        )
+        answer = verify(
+            graph,
+            Box(*ends),
+            Spec.linear(row[None], above),
+            attack=False,
+            semantics=semantics,
+            method=method,
+        )
         assert answer.verdict.name == "UNKNOWN", f"seed {seed}"
         shifted = Spec.linear(np.stack([-row, row, -row]), np.array([-1e3, above, -1e3]))
-        assert verify(graph, Box(*ends), shifted, attack=False, semantics=semantics,
-                      method=method).verdict.name == "UNKNOWN", f"seed {seed}, one row of three"
+        assert (
+            verify(
+                graph, Box(*ends), shifted, attack=False, semantics=semantics, method=method
+            ).verdict.name
+            == "UNKNOWN"
+        ), f"seed {seed}, one row of three"
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("route", ["small", "large"])
-def test_most_of_what_holds_with_room_is_proved(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_of_what_holds_with_room_is_proved(
+    route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if route == "large":
         monkeypatch.setattr(decide, "_SMALL", -1)
     proved = 0
@@ -206,5 +262,7 @@ def test_no_bound_beats_the_triangle_program_around_skip_connections(method: str
     for name, polyhedron in programs(graph, ends, result.nodes).items():
         low, high = (side[0].flatten().numpy() for side in result.nodes[name])
         picks = np.random.default_rng(0).choice(low.size, 6, replace=False)
-        least = polyhedron.minima(name, np.concatenate([np.eye(low.size)[picks], -np.eye(low.size)[picks]]))
+        least = polyhedron.minima(
+            name, np.concatenate([np.eye(low.size)[picks], -np.eye(low.size)[picks]])
+        )
         check_below(np.concatenate([low[picks], -high[picks]]), least, name)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from certify.bounds.alpha import Alpha
+from certify.bounds.decide import refuted
 from certify.bounds.methods import METHODS, bound
 from certify.core.graph import Graph
 from certify.core.region import Box
@@ -35,8 +36,10 @@ class Layers:
     def drawn(cls, seed: int) -> Layers:
         rng = np.random.default_rng(seed)
         sizes = (5, 6, 6, 3)
-        pairs = [(weights(rng, m, n), single(0.3 * rng.normal(size=m)))
-                 for n, m in zip(sizes[:-1], sizes[1:], strict=True)]
+        pairs = [
+            (weights(rng, m, n), single(0.3 * rng.normal(size=m)))
+            for n, m in zip(sizes[:-1], sizes[1:], strict=True)
+        ]
         return cls(tuple(w for w, _ in pairs), tuple(b for _, b in pairs))
 
 
@@ -59,7 +62,10 @@ def split_gemm(b: Builder, x: Value, net: Layers) -> Value:
 def sliced_and_joined(b: Builder, x: Value, net: Layers) -> Value:
     def detour(z: Value) -> Value:
         n = z.shape[-1]
-        parts = [b.add("slice", z, axes=(-1,), starts=(s,), ends=(e,), steps=(1,)) for s, e in ((0, 2), (2, n))]
+        parts = [
+            b.add("slice", z, axes=(-1,), starts=(s,), ends=(e,), steps=(1,))
+            for s, e in ((0, 2), (2, n))
+        ]
         wide = b.add("reshape", b.add("concat", *parts, axis=-1), shape=(1, n, 1))
         return b.add("reshape", b.add("transpose", wide, perm=(-1, -2, -3)), shape=(n,))
 
@@ -109,7 +115,9 @@ REWRITINGS: dict[str, Write] = {f.__name__: f for f in MOVED + BENT}
 
 def permuted(net: Layers) -> Layers:
     p, q = np.random.default_rng(1).permutation(6), np.random.default_rng(2).permutation(6)
-    return Layers((net.w[0][p], net.w[1][q][:, p], net.w[2][:, q]), (net.b[0][p], net.b[1][q], net.b[2]))
+    return Layers(
+        (net.w[0][p], net.w[1][q][:, p], net.w[2][:, q]), (net.b[0][p], net.b[1][q], net.b[2])
+    )
 
 
 def rescaled(net: Layers) -> Layers:
@@ -121,11 +129,15 @@ def doubled(net: Layers) -> Layers:
     """The first hidden neuron twice, each with half of its effect."""
     second = np.concatenate([net.w[1], net.w[1][:, :1] / 2], 1)
     second[:, 0] /= 2
-    return Layers((np.concatenate([net.w[0], net.w[0][:1]]), second, net.w[2]),
-                  (np.append(net.b[0], net.b[0][0]), *net.b[1:]))
+    return Layers(
+        (np.concatenate([net.w[0], net.w[0][:1]]), second, net.w[2]),
+        (np.append(net.b[0], net.b[0][0]), *net.b[1:]),
+    )
 
 
-CHANGES: dict[str, Callable[[Layers], Layers]] = {f.__name__: f for f in (permuted, rescaled, doubled)}
+CHANGES: dict[str, Callable[[Layers], Layers]] = {
+    f.__name__: f for f in (permuted, rescaled, doubled)
+}
 
 
 def built(net: Layers, write: Write = plain) -> Graph:
@@ -133,10 +145,16 @@ def built(net: Layers, write: Write = plain) -> Graph:
     return b.finish(write(b, b.input("x", (5,)), net))
 
 
-def found(graph: Graph, method: str, low: np.ndarray = LOW, high: np.ndarray = HIGH, **changes: Any) -> torch.Tensor:
+def found(
+    graph: Graph, method: str, low: np.ndarray = LOW, high: np.ndarray = HIGH, **changes: Any
+) -> torch.Tensor:
     """``(lower, upper)`` stacked."""
     settings = {"semantics": "real", "alpha": STEADY} | changes
-    ends = (torch.as_tensor(low), torch.as_tensor(high)) if settings["semantics"] == "search" else (low, high)
+    ends = (
+        (torch.as_tensor(low), torch.as_tensor(high))
+        if settings["semantics"] == "search"
+        else (low, high)
+    )
     result = bound(graph, Box(*ends), method, **settings)
     return torch.stack([result.lower[0], result.upper[0]])
 
@@ -161,7 +179,9 @@ def test_other_operators_for_the_same_bend_give_the_same_relaxation(write: Write
         net = Layers.drawn(seed)
         one, other = built(net), built(net, write)
         for method in ("ibp", "crown-ibp"):
-            torch.testing.assert_close(found(other, method), found(one, method), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                found(other, method), found(one, method), rtol=1e-6, atol=1e-6
+            )
         inner, outer = found(other, "crown"), found(one, "crown-ibp")
         assert bool((inner[0] >= outer[0] - 0.1).all() and (inner[1] <= outer[1] + 0.1).all())
 
@@ -197,21 +217,28 @@ def test_halves_of_a_box_are_not_worse_than_the_whole(body: str) -> None:
             left, right = HIGH.copy(), LOW.copy()
             left[axis] = right[axis] = middle
             halves = [found(graph, method, LOW, left), found(graph, method, right, HIGH)]
-            inherited = [torch.stack([h[0].maximum(whole[0]), h[1].minimum(whole[1])]) for h in halves]
+            inherited = [
+                torch.stack([h[0].maximum(whole[0]), h[1].minimum(whole[1])]) for h in halves
+            ]
             low = inherited[0][0].minimum(inherited[1][0])
             high = inherited[0][1].maximum(inherited[1][1])
             assert bool((low >= whole[0]).all() and (high <= whole[1]).all())
             if method == "ibp":  # inclusion isotone by itself
                 slack = 1e-9 * (1 + whole.abs().max())
-                assert all(bool((h[0] >= whole[0] - slack).all() and (h[1] <= whole[1] + slack).all())
-                           for h in halves)
+                assert all(
+                    bool((h[0] >= whole[0] - slack).all() and (h[1] <= whole[1] + slack).all())
+                    for h in halves
+                )
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_smaller_boxes_end_at_the_networks_value(body: str) -> None:
     graph, middle = grow(BODIES[body], seed=3), (LOW + HIGH) / 2
-    widths = [float((b[1] - b[0]).max())
-              for r in (1e-1, 1e-4, 0.0) for b in [found(graph, "crown", middle - r, middle + r)]]
+    widths = [
+        float((b[1] - b[0]).max())
+        for r in (1e-1, 1e-4, 0.0)
+        for b in [found(graph, "crown", middle - r, middle + r)]
+    ]
     assert widths[0] > widths[1] > widths[2] and widths[1] < 0.1 * widths[0]
     assert widths[2] < 1e-9
 
@@ -237,10 +264,17 @@ def test_order_and_grouping_of_clauses() -> None:
     here = Row({1: 1.0}, float(reached[1]) + 0.1)  # true in the middle of the box
     far = Row({2: -1.0}, float(-high[2]) - 0.1)  # Y_2 >= above its bound: impossible
     expected = {
-        ((gone,), (far,)): "HOLDS", ((far,), (gone,)): "HOLDS", ((gone, here),): "HOLDS",
-        ((here, gone),): "HOLDS", ((here, gone), (far, here)): "HOLDS", ((far, here), (here, gone)): "HOLDS",
-        ((gone,), (here,)): "UNKNOWN", ((here,), (gone,)): "UNKNOWN", ((here, here), (far,)): "UNKNOWN",
-        ((gone,), (far,), (here,)): "UNKNOWN", ((gone, far), (here,), (gone,)): "UNKNOWN",
+        ((gone,), (far,)): "HOLDS",
+        ((far,), (gone,)): "HOLDS",
+        ((gone, here),): "HOLDS",
+        ((here, gone),): "HOLDS",
+        ((here, gone), (far, here)): "HOLDS",
+        ((far, here), (here, gone)): "HOLDS",
+        ((gone,), (here,)): "UNKNOWN",
+        ((here,), (gone,)): "UNKNOWN",
+        ((here, here), (far,)): "UNKNOWN",
+        ((gone,), (far,), (here,)): "UNKNOWN",
+        ((gone, far), (here,), (gone,)): "UNKNOWN",
     }
     for clauses, verdict in expected.items():
         assert answer(graph, Spec.unsafe(clauses, 3)) == verdict
@@ -254,11 +288,44 @@ def test_strict_and_closed_thresholds() -> None:
     graph = b.finish(b.add("reshape", b.input("x", (1, 1)), shape=(1,)))
     region = Box(np.zeros(1), np.ones(1))
     for semantics in ("real", "float32"):
-        closed, open_ = (verify(graph, region, Spec.unsafe([[Row([1.0], 0.0, strict=s)]], 1), attack=False,
-                                semantics=semantics).verdict.name for s in (False, True))
+        closed, open_ = (
+            verify(
+                graph,
+                region,
+                Spec.unsafe([[Row([1.0], 0.0, strict=s)]], 1),
+                attack=False,
+                semantics=semantics,
+            ).verdict.name
+            for s in (False, True)
+        )
         assert closed == "UNKNOWN" and open_ in ("HOLDS", "UNKNOWN")
         touched = verify(graph, region, Spec.unsafe([[Row([1.0], 0.0)]], 1), semantics=semantics)
         assert touched.verdict.name == "VIOLATED"
+
+
+def test_what_margins_decide() -> None:
+    """Any row refutes its clause, all clauses must be; 0 refutes strict rows only, NaN none."""
+    rows = [[Row([1.0], 0.0), Row([1.0], 1.0, strict=True)], [Row([-1.0], 0.0)]]
+    spec = Spec.unsafe(rows, 1)
+    nan = np.nan
+    expected = {
+        (1.0, -1.0, 1.0): True,
+        (-1.0, 1.0, 1.0): True,
+        (-1.0, 0.0, 1.0): True,
+        (0.0, -1.0, 1.0): False,
+        (1.0, 1.0, 0.0): False,
+        (1.0, 1.0, -1.0): False,
+        (-1.0, -1.0, 1.0): False,
+        (nan, nan, 1.0): False,
+        (1.0, 1.0, nan): False,
+        (nan, 0.0, 1.0): True,
+        (-1.0, nan, 1.0): False,
+    }
+    margins = np.array(list(expected))
+    wanted = list(expected.values())
+    assert refuted(spec.rows(), margins).tolist() == wanted
+    assert spec.decided(margins).tolist() == wanted
+    assert spec.decided(torch.as_tensor(margins)).tolist() == wanted
 
 
 def test_a_property_and_its_negation_never_both_hold() -> None:
@@ -298,4 +365,6 @@ def test_classification_of_every_example_by_its_own_label() -> None:
     for wrong in range(6):
         changed = labels.copy()
         changed[wrong] = (changed[wrong] + 1) % 3
-        assert verify(graph, region, Spec.classify(changed, 3), attack=False).verdict.name == "UNKNOWN"
+        assert (
+            verify(graph, region, Spec.classify(changed, 3), attack=False).verdict.name == "UNKNOWN"
+        )

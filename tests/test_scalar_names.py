@@ -26,6 +26,9 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "aten.clamp_min.default": (0.2,),
     "aten.clamp_max.default": (0.2,),
     "aten.pow.Tensor_Scalar": (3,),
+    "aten.threshold.default": (0.3, -2.0),
+    "aten.threshold_.default": (0.3, 5.0),
+    "aten.hardshrink.default": (0.6,),
 }
 
 

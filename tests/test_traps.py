@@ -37,7 +37,9 @@ def verdict(folder: Path, row: dict[str, Any], timeout: float = 20.0, **options:
 @pytest.mark.parametrize("attack", [False, True], ids=["bounds", "attack"])
 @pytest.mark.parametrize("method", ["auto", "ibp", "crown-ibp", "crown", "alpha"])
 @pytest.mark.parametrize("semantics", ["real", "float32"])
-def test_no_trap_is_sprung(data: Path, traps: list[dict[str, Any]], semantics: str, method: str, attack: bool) -> None:
+def test_no_trap_is_sprung(
+    data: Path, traps: list[dict[str, Any]], semantics: str, method: str, attack: bool
+) -> None:
     assert traps
     for trap in traps:
         found = verdict(data / "traps", trap, semantics=semantics, method=method, attack=attack)
@@ -65,7 +67,7 @@ def test_the_mirrored_absorption_is_proved_for_real_arithmetic_only(data: Path) 
 
 
 def violated(data: Path, largest: int, listing: str) -> list[dict[str, str]]:
-    """Known-sat rows of a listing whose model is not larger than ``largest`` bytes, uncompressed."""
+    """Known-sat rows of a listing whose model has at most ``largest`` bytes, uncompressed."""
     folder = data / "vnncomp_public"
     with (folder / listing).open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["expected"] == "sat"]
@@ -98,6 +100,8 @@ def test_no_violated_instance_holds_without_an_attack(data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["crown", "alpha"])
-def test_no_violated_instance_of_the_whole_list_holds_without_an_attack(data: Path, method: str) -> None:
+def test_no_violated_instance_of_the_whole_list_holds_without_an_attack(
+    data: Path, method: str
+) -> None:
     rows = violated(data, 20_000_000, "quick.csv")
     assert sweep(data, rows, 20.0, method=method) >= 20

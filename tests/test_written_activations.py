@@ -55,6 +55,13 @@ def _chain(kind: str) -> Graph:
         return b.finish(times(x, b.add("sigmoid", times(x, np.float32(1.702)))))
     if kind == "mish":
         return b.finish(times(x, b.add("tanh", b.add("softplus", x, beta=1.0, threshold=20.0))))
+    if kind == "softsign-1":
+        return b.finish(times(b.add("reciprocal", plus(b.add("abs", x), one)), x))
+    if kind == "softsign-2":
+        size = b.add("add", b.constant(np.float64(1)), b.add("abs", x))
+        return b.finish(times(x, b.add("reciprocal", size)))
+    if kind == "log-sigmoid":
+        return b.finish(b.add("log", b.add("sigmoid", x)))
     if kind == "hard-1":
         clipped = b.add("clip", plus(x, np.float32(3)), min=0.0, max=6.0)
         return b.finish(b.add("div", times(x, clipped), b.constant(np.asarray(np.float32(6)))))
@@ -64,7 +71,8 @@ def _chain(kind: str) -> Graph:
 WRITTEN = {
     "erf-1": "gelu", "erf-2": "gelu", "erf-3": "gelu", "erf-4": "gelu", "tanh-1": "tanh_gate",
     "tanh-2": "tanh_gate", "silu": "silu", "quick": "silu", "mish": "mish",
-    "hard-1": "hard_swish", "hard-2": "hard_swish",
+    "hard-1": "hard_swish", "hard-2": "hard_swish", "softsign-1": "softsign",
+    "softsign-2": "softsign", "log-sigmoid": "log_sigmoid",
 }  # fmt: skip
 
 
@@ -83,6 +91,9 @@ def test_a_written_activation_becomes_its_operator(kind: str) -> None:
         "hard_sigmoid",
         "pow",
         "square",
+        "abs",
+        "reciprocal",
+        "log",
     } & set(used)
     assert matched.output == graph.output and set(matched.constants) <= {
         name for node in matched.nodes for name in node.inputs
@@ -113,4 +124,16 @@ def test_what_is_not_an_activation_is_left_alone(change: str) -> None:
     one = np.ones(3) if change == "shape" else np.float64(1.5 if change == "two" else 1.0)
     gate = b.add("add", b.add("erf", inner), b.constant(one))
     graph = b.finish(b.add("mul", x, gate))
+    assert match_gelu(graph) is graph
+
+
+@pytest.mark.parametrize("change", ["two", "base", "shape"])
+def test_what_is_not_a_softsign_is_left_alone(change: str) -> None:
+    b = Builder()
+    x = b.input("x", (1, 3))
+    base = b.input("w", (1, 3)) if change == "base" else x
+    if change == "shape":
+        base = b.add("reduce_sum", x, axes=(-1,), keepdims=True)
+    size = b.add("add", b.add("abs", base), b.constant(np.float64(2.0 if change == "two" else 1.0)))
+    graph = b.finish(b.add("mul", x, b.add("reciprocal", size)))
     assert match_gelu(graph) is graph

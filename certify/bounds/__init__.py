@@ -1,0 +1,1 @@
+"""The engine: bounds of a network over a region, by several methods."""

@@ -18,8 +18,7 @@ from torch import Tensor
 from certify.bounds.crown import Slopes, State, row_bounds, unit_rows
 from certify.bounds.rows import UnitRows
 from certify.ops.families import per_row
-from certify.ops.record import RelaxedRule, Slope
-
+from certify.ops.record import Slope
 
 _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
 _LEAST_STEP = 0.01
@@ -90,7 +89,6 @@ class _Variable:
         value = torch.addcmul(self.value.detach(), move, reach, value=rate)
         self.value = value.maximum(self.slope.low).minimum(self.slope.high).requires_grad_()
 
-
     def _reach(self, value: Tensor) -> Tensor:
         """What a step of 1 means: the whole range, or for tangents of a curve one unit of logit.
 
@@ -128,9 +126,15 @@ def optimise(
             values = row_bounds(state, rows, chosen, mirrored=mirrored)
             best = _keep_best(values.detach(), best, variables)
             gained.append(float(torch.nan_to_num(best, 0.0, 0.0, 0.0).sum()))
-            if iteration == settings.iterations or not values.requires_grad or (done and done(best)):
+            if (
+                iteration == settings.iterations
+                or not values.requires_grad
+                or (done and done(best))
+            ):
                 break
-            if len(gained) > 5 and gained[-1] - gained[-4] <= settings.settled * (gained[-1] - gained[0]):
+            if len(gained) > 5 and gained[-1] - gained[-4] <= settings.settled * (
+                gained[-1] - gained[0]
+            ):
                 break
             _ascend(values, variables, rate, iteration + 1)
             rate *= settings.decay
@@ -152,10 +156,9 @@ def _variables(state: State, rows: Mapping[int, Tensor], count: int) -> dict[int
             step = program.steps[index]
             if step is None or step.affine:
                 continue
-            assert isinstance(step.rule, RelaxedRule)  # noqa: S101 (narrowing only)
-            if step.rule.slopes is None:
+            if step.curve.slopes is None:
                 continue
-            slopes = step.rule.slopes(step.site, *step.operands(state.bounds))
+            slopes = step.curve.slopes(step.site, *step.operands(state.bounds))
             if any(bool((s.high > s.low).any()) for s in slopes):
                 found[index] = [_variable(s, count) for s in slopes]
     return found
@@ -169,16 +172,29 @@ def _variable(slope: Slope, count: int) -> _Variable:
     margin = _INTERIOR * (small.high - small.low)
     curved = (small.start - small.low > margin) & (small.high - small.start > margin)
     zeros = torch.zeros_like
-    return _Variable(start, free, small, value.clone().requires_grad_(), value, zeros(value), zeros(value), curved)
+    return _Variable(
+        start,
+        free,
+        small,
+        value.clone().requires_grad_(),
+        value,
+        zeros(value),
+        zeros(value),
+        curved,
+    )
 
 
-def _keep_best(values: Tensor, best: Tensor | None, variables: dict[int, list[_Variable]]) -> Tensor:
+def _keep_best(
+    values: Tensor, best: Tensor | None, variables: dict[int, list[_Variable]]
+) -> Tensor:
     if best is None:
         return values
     better = values > best
     if bool(better.any()):
         for variable in (v for group in variables.values() for v in group):
-            variable.best = torch.where(better.unsqueeze(-1), variable.value.detach(), variable.best)
+            variable.best = torch.where(
+                better.unsqueeze(-1), variable.value.detach(), variable.best
+            )
     return torch.where(better, values, best)
 
 

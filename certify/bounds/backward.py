@@ -19,6 +19,7 @@ from certify.bounds.fused import box_rows, dot_rows, relax_rows
 from certify.bounds.patches import PatchRows, pull_patches, relax_patches
 from certify.bounds.program import Program, Step
 from certify.bounds.rounding import (
+    UNIT64,
     Semantics,
     gamma,
     magnitude,
@@ -129,12 +130,13 @@ class Sweep:
         if offset is None and error is None:
             return
         rigorous = self.error is not None and offset is not None
-        quick = dot_rows(rows, offset, _plus(error, offset, 4 * self._unit) if rigorous else error)
+        terms = 1 if offset is None else offset[0].numel() + 4
+        wide = gamma(terms, UNIT64) + 4 * self._unit  # summed in float64, then rounded
+        quick = dot_rows(rows, offset, _plus(error, offset, wide) if rigorous else error)
         if quick is not None:
             signed, size = (t.to(self.bias.dtype) for t in quick)
         else:
             signed = None if offset is None else _row_dot(rows, offset)
-            terms = 1 if offset is None else offset[0].numel() + 2
             error = _plus(error, offset, gamma(terms, self._unit)) if rigorous else error
             size = None if error is None else _size_dot(rows, error)
         if offset is not None:
@@ -151,7 +153,7 @@ class Sweep:
             if parts is None and isinstance(rows, UnitRows):
                 parts = pull_unit_rows(step, rows)
         if parts is None:
-            parts = step.rule.transpose(step.site, dense(rows), *step.constants)
+            parts = step.linear.transpose(step.site, dense(rows), *step.constants)
         self._spread(step, parts)
 
     def _relaxed(self, step: Step, rows: Rows, relaxation: Relaxation) -> None:
@@ -159,7 +161,11 @@ class Sweep:
         stray = self.errors.get(step.index)
         rigorous = self.error is not None
         if isinstance(relaxation, Lines):
-            cost = _total(relaxed_error(step, relaxation, self.bounds, True), stray) if rigorous else None
+            cost = (
+                _total(relaxed_error(step, relaxation, self.bounds, True), stray)
+                if rigorous
+                else None
+            )
             quick = relax_rows(rows, relaxation, cost)
             if quick is not None:
                 if rigorous:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from certify.bounds.program import Program
 from certify.core.errors import CertifyError, UsageError
+
+if TYPE_CHECKING:
+    from certify.bounds.program import Program
 
 DEFAULT_MEMORY = 4 * 2**30
 
@@ -70,14 +73,27 @@ def parse_memory(text: str) -> int:
     Raises:
         UsageError: not a size.
     """
-    units = {"": 1, "b": 1, "k": 2**10, "kb": 10**3, "kib": 2**10, "m": 2**20, "mb": 10**6,
-             "mib": 2**20, "g": 2**30, "gb": 10**9, "gib": 2**30}
+    units = {
+        "": 1,
+        "b": 1,
+        "k": 2**10,
+        "kb": 10**3,
+        "kib": 2**10,
+        "m": 2**20,
+        "mb": 10**6,
+        "mib": 2**20,
+        "g": 2**30,
+        "gb": 10**9,
+        "gib": 2**30,
+    }
     number = text.strip().rstrip("abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ")
-    unit = text.strip()[len(number):].lower()
+    unit = text.strip()[len(number) :].lower()
     try:
         size = int(float(number) * units[unit])
-    except (ValueError, KeyError):
-        raise UsageError(f"--memory {text!r} is not a size; write for example 8GiB or 500MB") from None
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(
+            f"--memory {text!r} is not a size; write for example 8GiB or 500MB"
+        ) from None
     if size < 2**20:
         raise UsageError(f"--memory {text!r} is below 1 MiB; write for example 8GiB")
     return size

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from certify.bounds.backward import Sweep, start
 from certify.bounds.budget import Limits, row_chunks
-from certify.bounds.interval import interval_step, intersect
+from certify.bounds.interval import intersect, interval_step
 from certify.bounds.program import Program, Step, to_tensor
 from certify.bounds.rounding import Semantics
 from certify.bounds.rows import UnitRows, per_example
 from certify.bounds.threads import threads_for
 from certify.core.region import Product, Region
 from certify.core.region_box import BoxShaped
-from certify.ops.record import Interval, Relaxation, RelaxedRule
+from certify.ops.record import Interval, Relaxation
 
 if TYPE_CHECKING:
     from certify.bounds.alpha import Alpha
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 Slopes = Mapping[int, tuple[Tensor, ...]]  # by step index; (B, R or 1, *shape) each
 
 
-class UnitPass(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class UnitPass:
     """One backward pass that tightened intermediate bounds; enough to run it again.
 
     Attributes:
@@ -86,11 +87,18 @@ class State:
     relaxations: dict[int, Relaxation] = field(default_factory=dict)
     recipe: dict[int, list[UnitPass]] = field(default_factory=dict)
 
+    def box(self, index: int) -> Interval:
+        """The interval of a step that has been reached."""
+        found = self.bounds[index]
+        if found is None:
+            raise TypeError(f"step {index} has no bounds yet")
+        return found
+
     def relax(self, step: Step) -> Relaxation:
         """The default relaxation of a nonlinear step on its current bounds."""
         found = self.relaxations.get(step.index)
         if found is None:
-            found = step.rule.relax(step.site, None, *step.operands(self.bounds))
+            found = step.curve.relax(step.site, None, *step.operands(self.bounds))
             self.relaxations[step.index] = found
         return found
 
@@ -135,7 +143,11 @@ def tighten(
 
 
 def row_bounds(
-    state: State, rows: Mapping[int, Tensor], slopes: Slopes | None = None, *, mirrored: bool = False
+    state: State,
+    rows: Mapping[int, Tensor],
+    slopes: Slopes | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Tensor:
     """Lower bounds ``(B, R)`` of rows over the region (and of their negations, if mirrored: 2R).
 
@@ -149,7 +161,9 @@ def row_bounds(
     return sweep.minimum(state.region, state.program.inputs)
 
 
-def interval_row_bounds(state: State, rows: Mapping[int, Tensor], *, mirrored: bool = False) -> Tensor:
+def interval_row_bounds(
+    state: State, rows: Mapping[int, Tensor], *, mirrored: bool = False
+) -> Tensor:
     """Lower bounds of rows from intervals, merged into the affine steps they come from.
 
     The rows are pulled back through affine steps only and concretised there: margins between
@@ -178,11 +192,12 @@ def _with_slopes(state: State, slopes: Slopes) -> Any:
             return state.relax(step)
         operands = step.operands(state.bounds)
         if state.semantics.rigorous:  # slopes may come from another precision, or from a file
-            allowed = step.rule.slopes(step.site, *operands)
+            ranges = step.curve.slopes
+            allowed = ranges(step.site, *operands) if ranges else ()
             chosen = tuple(
                 c.maximum(s.low).minimum(s.high) for c, s in zip(chosen, allowed, strict=True)
             )
-        return step.rule.relax(step.site, chosen, *operands)
+        return step.curve.relax(step.site, chosen, *operands)
 
     return relax
 
@@ -230,26 +245,25 @@ def _exactness(step: Step, exact: list[int]) -> int:
     single = sum(step.site.varies) == 1
     if worst == 2 or not single:
         return 2
-    rule = step.rule
-    if isinstance(rule, RelaxedRule):
-        return worst if rule.elementwise else 2
+    if not step.affine:
+        return worst if step.curve.elementwise else 2
     if step.diagonal:
         return worst
-    copies = rule.summands(step.site)[0] <= 1  # each element is one operand element, perhaps again
+    copies = (
+        step.linear.summands(step.site)[0] <= 1
+    )  # each element is one operand element, perhaps again
     return 1 if copies or worst == 0 else 2
 
 
 def _ambiguous(state: State, index: int) -> Tensor:
     """Which elements of a step's result would profit from tighter bounds, ``(B, n)``."""
-    box = state.bounds[index]
-    assert box is not None  # noqa: S101 (narrowing only)
+    box = state.box(index)
     mask: Tensor | None = None
     for consumer in state.program.consumers[index]:
         step = state.program.steps[consumer]
         if step is None or step.affine:
             continue
-        rule = step.rule
-        assert isinstance(rule, RelaxedRule)  # noqa: S101 (narrowing only)
+        rule = step.curve
         found = rule.ambiguous(step.site, box) if rule.ambiguous else box.upper > box.lower
         mask = found if mask is None else mask | found
     assert mask is not None  # noqa: S101 (narrowing only)
@@ -278,15 +292,13 @@ def _refine(state: State, index: int, alpha: Alpha | None) -> None:
 
 def unit_rows(state: State, index: int, chosen: Tensor) -> UnitRows:
     """Rows that select elements ``chosen (B, R)`` of a step's result."""
-    box = state.bounds[index]
-    assert box is not None  # noqa: S101 (narrowing only)
+    box = state.box(index)
     return UnitRows(chosen, state.program.shape(index), box.lower)
 
 
 def _apply(state: State, index: int, unit: UnitPass) -> None:
     """Run one pass and intersect what it finds with what is known."""
-    box = state.bounds[index]
-    assert box is not None  # noqa: S101 (narrowing only)
+    box = state.box(index)
     rows = unit_rows(state, index, unit.index)
     found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)  # type: ignore[dict-item]
     low, high = found.chunk(2, 1)

@@ -77,9 +77,9 @@ class Evidence:
 @dataclass(frozen=True, eq=False)
 class Decision:
     """Attributes:
-        margins: lower bounds of each row minus its threshold, ``(B, R)``; positive refutes.
-        proved: ``(B,)``; true only where the margins are rigorous and decide the specification.
-        evidence: what the margins rest on.
+    margins: lower bounds of each row minus its threshold, ``(B, R)``; positive refutes.
+    proved: ``(B,)``; true only where the margins are rigorous and decide the specification.
+    evidence: what the margins rest on.
     """
 
     margins: np.ndarray
@@ -114,15 +114,22 @@ def decide(graph: Graph, question: Question, method: str, means: Means) -> Decis
         if sum(math.prod(n.shape) for n in graph.nodes) <= _SMALL or not program.exact:
             return _prove(graph, question, Evidence(method), means)
         check_arithmetic(means.device)
-        state = analyse(program, question.region, chosen, means.semantics, means.limits, means.alpha)
+        state = analyse(
+            program, question.region, chosen, means.semantics, means.limits, means.alpha
+        )
         margins, slopes = _search(state, question, chosen, means)
         evidence = Evidence(method, dict(state.recipe), slopes)
         proved = np.zeros(len(margins), dtype=bool)
         for attempt in (_finish, _from_scratch):
             hopeful = ~proved & _promising(question.rows, margins)
             if hopeful.any():
-                found = attempt(graph, question.subset(hopeful), _select(evidence, hopeful),
-                                _subset_bounds(state, hopeful), means)
+                found = attempt(
+                    graph,
+                    question.subset(hopeful),
+                    _select(evidence, hopeful),
+                    _subset_bounds(state, hopeful),
+                    means,
+                )
                 margins[hopeful] = np.where(found.proved[:, None], found.margins, margins[hopeful])
                 proved[hopeful] = found.proved
         return Decision(margins, proved, evidence)
@@ -183,7 +190,8 @@ def refuted(rows: Rows, margins: np.ndarray) -> np.ndarray:
     """Examples ``(B,)`` for which every clause has a refuted row; NaN refutes nothing."""
     single = np.where(rows.strict, margins >= 0, margins > 0)
     starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
-    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)
+    found: np.ndarray = np.logical_or.reduceat(single, starts, axis=1).all(axis=1)
+    return found
 
 
 def clause_margins(rows: Rows, margins: np.ndarray) -> np.ndarray:
@@ -204,7 +212,9 @@ def _search(
         return bool(refuted(question.rows, margins - 2 * _NEAR * scale).all())
 
     searching = state.searching()
-    values, slopes = lower_rows(searching, _row_map(state.program, question), method, means.alpha, done)
+    values, slopes = lower_rows(
+        searching, _row_map(state.program, question), method, means.alpha, done
+    )
     return (values.double() - bound).cpu().numpy(), slopes
 
 
@@ -224,12 +234,17 @@ def _prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -
 def _row_map(program: Program, question: Question) -> dict[int, Tensor]:
     """Coefficients ``(B, R, *shape)`` by step: of the output, and of the inputs where rows name them."""
     B, R = question.bound.shape
-    like = {"dtype": program.dtype, "device": program.device}
-    y = torch.as_tensor(np.ascontiguousarray(question.rows.y)).to(**like)
+    y = torch.as_tensor(np.ascontiguousarray(question.rows.y)).to(
+        dtype=program.dtype, device=program.device
+    )
     found = {program.output: y.expand(B, -1, -1).reshape(B, R, *program.shape(program.output))}
     if question.rows.x is not None:
         sizes = [math.prod(program.shape(i)) for i in program.inputs]
-        x = torch.as_tensor(np.ascontiguousarray(question.rows.x)).to(**like).expand(B, -1, -1)
+        x = (
+            torch.as_tensor(np.ascontiguousarray(question.rows.x))
+            .to(dtype=program.dtype, device=program.device)
+            .expand(B, -1, -1)
+        )
         for index, part in zip(program.inputs, x.split(sizes, dim=-1), strict=True):
             found[index] = part.reshape(B, R, *program.shape(index))
     return found
@@ -240,7 +255,10 @@ def _select(evidence: Evidence, mask: np.ndarray) -> Evidence:
         return evidence
     index = torch.from_numpy(np.flatnonzero(mask))
     recipe = {
-        i: [UnitPass(u.index[index] if len(u.index) > 1 else u.index, _pick(u.slopes, index)) for u in units]
+        i: [
+            UnitPass(u.index[index] if len(u.index) > 1 else u.index, _pick(u.slopes, index))
+            for u in units
+        ]
         for i, units in evidence.recipe.items()
     }
     return replace(evidence, recipe=recipe, slopes=_pick(evidence.slopes, index))
@@ -253,7 +271,10 @@ def _pick(slopes: Slopes | None, index: Tensor) -> Slopes | None:
 
 
 def _double(recipe: Recipe) -> dict[int, list[UnitPass]]:
-    return {i: [UnitPass(u.index, _double_slopes(u.slopes)) for u in units] for i, units in recipe.items()}
+    return {
+        i: [UnitPass(u.index, _double_slopes(u.slopes)) for u in units]
+        for i, units in recipe.items()
+    }
 
 
 def _double_slopes(slopes: Slopes | None) -> Slopes | None:
@@ -262,4 +283,13 @@ def _double_slopes(slopes: Slopes | None) -> Slopes | None:
     return {i: tuple(t.double() for t in group) for i, group in slopes.items()}
 
 
-__all__ = ["Decision", "Evidence", "Means", "Question", "clause_margins", "decide", "prove", "refuted"]
+__all__ = [
+    "Decision",
+    "Evidence",
+    "Means",
+    "Question",
+    "clause_margins",
+    "decide",
+    "prove",
+    "refuted",
+]

@@ -36,14 +36,18 @@ def run(program: Program, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     for index, x in zip(program.inputs, inputs, strict=True):
         shape = program.shape(index)
         if tuple(x.shape[1:]) != shape:
-            raise BadInput(f"input {program.graph.nodes[index].name!r} has shape {tuple(x.shape[1:])}"
-                           f" after the batch axis; the model wants {shape}")
+            raise BadInput(
+                f"input {program.graph.nodes[index].name!r} has shape {tuple(x.shape[1:])}"
+                f" after the batch axis; the model wants {shape}"
+            )
         values[index] = x
     count = inputs[0].shape[0]
     for step in program.steps:
         if step is not None:
             y = step.op.forward(step.site, *step.operands(values))
-            values[step.index] = y if y.dim() > len(step.site.shape) else y.expand(count, *step.site.shape)
+            values[step.index] = (
+                y if y.dim() > len(step.site.shape) else y.expand(count, *step.site.shape)
+            )
     return values
 
 

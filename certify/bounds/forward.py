@@ -51,7 +51,8 @@ class ForwardState(State):
     def of(self, index: int) -> Planes:
         """The planes of a step that has been reached."""
         found = self.planes[index]
-        assert found is not None  # noqa: S101 (narrowing only)
+        if found is None:
+            raise TypeError(f"step {index} has no planes yet")
         return found
 
     def charged(self, low: Pair, up: Pair, error: Tensor | None) -> Planes:
@@ -64,7 +65,9 @@ class ForwardState(State):
         size = low_c.abs() + up_c.abs()
         for slope in (low[0], up[0]):
             size = size + torch.einsum("bn...,bn->b...", slope.abs(), self.input_size())
-        return Planes(low[0], low_c, up[0], up_c, size * (1 + gamma(low[0].shape[1] + 8, self.unit)))
+        return Planes(
+            low[0], low_c, up[0], up_c, size * (1 + gamma(low[0].shape[1] + 8, self.unit))
+        )
 
     def input_size(self) -> Tensor:
         """Largest absolute inputs, ``(B, n)``."""
@@ -100,9 +103,11 @@ def forward_state(
 
 def forward_rows(state: State, rows: Mapping[int, Tensor]) -> Tensor:
     """Lower bounds ``(B, R)`` of rows, merged into the affine steps they come from."""
-    assert isinstance(state, ForwardState)  # noqa: S101 (narrowing only)
+    if not isinstance(state, ForwardState):
+        raise TypeError("forward rows need a forward state")
     sweep = pull_to_nonlinear(state, rows)
-    slope: Tensor | float = 0.0
+    size = sum(math.prod(state.program.shape(i)) for i in state.program.inputs)
+    slope = sweep.bias.new_zeros(*sweep.bias.shape, size)
     offset = sweep.bias
     error = torch.zeros_like(offset) if sweep.error is None else sweep.error
     for index, part in sweep.coefficients.items():
@@ -115,7 +120,6 @@ def forward_rows(state: State, rows: Mapping[int, Tensor]) -> Tensor:
         offset = offset + ends.squeeze(-1)
         lost = C.abs() @ per_example(planes.size.abs()).unsqueeze(-1)
         error = error + lost.squeeze(-1) * (4 * gamma(C.shape[-1] + 8, state.unit))
-    assert isinstance(slope, Tensor)  # noqa: S101 (narrowing only)
     found = _minimum(state, slope) + offset
     return round_down(found - error * 1.001) if state.semantics.rigorous else found
 
@@ -139,7 +143,7 @@ def _seed(state: ForwardState) -> None:
 
 
 def _affine(step: Step, state: ForwardState) -> Planes:
-    rule: Any = step.rule
+    rule = step.linear
 
     def operands(get: Any, constants: Any) -> list[Any]:
         return [

@@ -24,7 +24,11 @@ from certify.ops.families import Lines
 def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tensor, Tensor] | None:
     """Rows through elementwise lines: new rows, bias and ``|A| . cost``, the last two ``(B, R)`` float64."""
     values = rows.values if isinstance(rows, PatchRows) else rows
-    if len(lines.low) != 1 or lines.site.shapes[0] != lines.site.shape or not kernels.usable(values):
+    if (
+        len(lines.low) != 1
+        or lines.site.shapes[0] != lines.site.shape
+        or not kernels.usable(values)
+    ):
         return None
     zero = values.new_zeros((1, 1) + (1,) * len(lines.site.shape))
     four = [zero if t is None else t for t in (lines.low[0], lines.low_c, lines.up[0], lines.up_c)]
@@ -49,7 +53,9 @@ def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tenso
     return order.back([f[0] for f in found]), sums[..., 0], sums[..., 1]
 
 
-def dot_rows(rows: Any, first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def dot_rows(
+    rows: Any, first: Tensor | None, second: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
     """``(A . first, |A| . second)``, each ``(B, R)`` float64, for ``(B or 1, *shape)`` vectors or None."""
     values = rows.values if isinstance(rows, PatchRows) else rows
     if not isinstance(values, Tensor) or not kernels.usable(values):
@@ -93,7 +99,9 @@ class _Order:
     def back(self, found: list[Tensor]) -> Any:
         """What kernels returned, as rows of the kind they came from."""
         if self.windows:
-            return replace(self.source, values=torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0))
+            return replace(
+                self.source, values=torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
+            )
         out = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
         B, R = out.shape[:2]
         if not self.last:

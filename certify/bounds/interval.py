@@ -22,7 +22,7 @@ def interval_step(
         passes (None in search semantics or where nothing is rounded).
     """
     if not step.affine:
-        found = step.rule.interval(step.site, *step.operands(bounds))
+        found = step.curve.interval(step.site, *step.operands(bounds))
         stray = deployed_error(step, found, semantics)
         return (found if stray is None else widen(found, stray)), stray
     if not semantics.rigorous:
@@ -34,21 +34,21 @@ def interval_step(
 
 
 def _affine(step: Step, bounds: Sequence[Interval | None]) -> Interval:
-    rule = step.rule
+    rule = step.linear
     operands = step.operands(bounds)
     lower = [v.lower if isinstance(v, Interval) else v for v in operands]
     upper = [v.upper if isinstance(v, Interval) else v for v in operands]
     forward, site = step.op.forward, step.site
     if rule.monotone:
         return Interval(forward(site, *lower), forward(site, *upper))
-    middle = [
-        torch.lerp(v.lower, v.upper, 0.5) if isinstance(v, Interval) else v for v in operands
-    ]
+    middle = [torch.lerp(v.lower, v.upper, 0.5) if isinstance(v, Interval) else v for v in operands]
     radius = [
         (u - m) if isinstance(v, Interval) else s
         for v, u, m, s in zip(operands, upper, middle, step.sizes, strict=True)
     ]
-    radius = [None if i in rule.biases and step.sources[i] is None else r for i, r in enumerate(radius)]
+    radius = [
+        None if i in rule.biases and step.sources[i] is None else r for i, r in enumerate(radius)
+    ]
     centre = forward(site, *middle)
     spread = rule.absolute(site, *radius)
     return Interval(centre - spread, centre + spread)
@@ -56,8 +56,12 @@ def _affine(step: Step, bounds: Sequence[Interval | None]) -> Interval:
 
 def widen(interval: Interval, error: Tensor) -> Interval:
     """``interval`` enlarged by ``error >= 0`` on both sides; NaN becomes infinite."""
-    lower = torch.nan_to_num(interval.lower - error, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    upper = torch.nan_to_num(interval.upper + error, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    lower = torch.nan_to_num(
+        interval.lower - error, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf
+    )
+    upper = torch.nan_to_num(
+        interval.upper + error, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf
+    )
     return Interval(lower, upper)
 
 

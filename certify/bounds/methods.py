@@ -79,14 +79,31 @@ METHODS = {
     m.name: m
     for m in (
         Method("ibp", "interval bound propagation (Gowal et al. 2018)", False, ("interval",)),
-        Method("crown-ibp", "one backward pass over interval bounds (Zhang et al. 2020)", False,
-               ("interval", "backward")),
-        Method("crown", "backward passes for every ambiguous neuron (Zhang et al. 2018)", True,
-               ("interval", "backward")),
-        Method("forward", "two lines in the inputs for every neuron (Xu et al. 2020)", False,
-               ("interval", "forward"), forward=True),
-        Method("alpha", "CROWN with slopes optimised per row (Xu et al. 2021)", True,
-               ("interval", "alpha")),
+        Method(
+            "crown-ibp",
+            "one backward pass over interval bounds (Zhang et al. 2020)",
+            False,
+            ("interval", "backward"),
+        ),
+        Method(
+            "crown",
+            "backward passes for every ambiguous neuron (Zhang et al. 2018)",
+            True,
+            ("interval", "backward"),
+        ),
+        Method(
+            "forward",
+            "two lines in the inputs for every neuron (Xu et al. 2020)",
+            False,
+            ("interval", "forward"),
+            forward=True,
+        ),
+        Method(
+            "alpha",
+            "CROWN with slopes optimised per row (Xu et al. 2021)",
+            True,
+            ("interval", "alpha"),
+        ),
     )
 }
 
@@ -105,13 +122,19 @@ def method_named(name: str) -> Method:
 
 
 def analyse(
-    program: Program, region: Region, method: Method, semantics: Semantics, limits: Limits,
+    program: Program,
+    region: Region,
+    method: Method,
+    semantics: Semantics,
+    limits: Limits,
     alpha: Alpha,
 ) -> State:
     """Bounds of every step by a method; what `lower_rows` starts from."""
     if method.forward:
         if semantics is Semantics.FLOAT32:
-            raise UsageError("method 'forward' speaks of real arithmetic only; use 'crown' for float32")
+            raise UsageError(
+                "method 'forward' speaks of real arithmetic only; use 'crown' for float32"
+            )
         return forward_state(program, region, semantics, limits)
     plan = Plan(refine=method.refine, alpha=alpha.inner if "alpha" in method.passes else None)
     return tighten(program, region, plan, semantics, limits)
@@ -130,8 +153,8 @@ def lower_rows(
             best = torch.fmax(best, forward_rows(state, rows))
         elif name == "alpha":
             found, slopes = optimise(state, rows, alpha, done)
-            if torch.is_grad_enabled():  # the optimiser works on detached slopes
-                found = row_bounds(state, rows, slopes)
+            if state.semantics.rigorous or torch.is_grad_enabled():
+                found = row_bounds(state, rows, slopes)  # the optimiser neither rounds nor records
             best = torch.fmax(best, found)
     return best, slopes
 
@@ -187,7 +210,9 @@ def semantics_named(name: str) -> Semantics:
     try:
         return Semantics(name)
     except ValueError:
-        raise UsageError(f"there is no semantics {name!r}; choose real, float32 or search") from None
+        raise UsageError(
+            f"there is no semantics {name!r}; choose real, float32 or search"
+        ) from None
 
 
 def fit(region: Region, network: Graph) -> Region:
@@ -206,25 +231,29 @@ def _rows(program: Program, rows: Any) -> tuple[Tensor, tuple[int, ...]]:
     """Rows as ``(B or 1, R, *output)`` and the shape of one example's result."""
     shape = program.shape(program.output)
     size = math.prod(shape)
-    like = {"dtype": program.dtype, "device": program.device}
     if rows is None:
-        return torch.eye(size, **like).reshape(1, size, *shape), shape
-    C = torch.as_tensor(rows).to(**like)
+        eye = torch.eye(size, dtype=program.dtype, device=program.device)
+        return eye.reshape(1, size, *shape), shape
+    C = torch.as_tensor(rows).to(dtype=program.dtype, device=program.device)
     lead = C.dim() - len(shape)
     if lead >= 1 and tuple(C.shape[lead:]) == shape and lead <= 2:
         C = C.reshape(*(1,) * (2 - lead), *C.shape)
     elif C.dim() in (2, 3) and C.shape[-1] == size:
         C = C.reshape(*(1,) * (3 - C.dim()), *C.shape[:-1], *shape)
     else:
-        raise BadInput(f"rows of shape {tuple(C.shape)} do not fit an output of shape {shape}; "
-                       f"use (R, {size}) or (R, *{shape})")
+        raise BadInput(
+            f"rows of shape {tuple(C.shape)} do not fit an output of shape {shape}; "
+            f"use (R, {size}) or (R, *{shape})"
+        )
     return C, (C.shape[1],)
 
 
-def _both_sides(state: State, C: Tensor, method: Method, settings: Settings) -> tuple[Tensor, Tensor]:
+def _both_sides(
+    state: State, C: Tensor, method: Method, settings: Settings
+) -> tuple[Tensor, Tensor]:
     program = state.program
     lower, upper = [], []
-    B = state.bounds[program.inputs[0]].lower.shape[0]  # type: ignore[union-attr]
+    B = state.box(program.inputs[0]).lower.shape[0]
     for part in row_chunks(program, program.output, B, C.shape[1], settings.memory):
         piece = C[:, part].expand(B, *C[:, part].shape[1:])
         rows = {program.output: torch.cat((piece, -piece), 1)}
@@ -236,6 +265,4 @@ def _both_sides(state: State, C: Tensor, method: Method, settings: Settings) -> 
 
 def _node(program: Program, state: State, name: str) -> Interval:
     program.graph.node(name)
-    found = state.bounds[program.index[name]]
-    assert found is not None  # noqa: S101 (narrowing only)
-    return found
+    return state.box(program.index[name])

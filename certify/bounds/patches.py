@@ -55,7 +55,9 @@ class PatchRows:
     def mirrored(self) -> PatchRows:
         """These rows, then their negations."""
         double = torch.cat((self.values, -self.values), 1)
-        return PatchRows(double, torch.cat((self.top,) * 2, 1), torch.cat((self.left,) * 2, 1), self.shape)
+        return PatchRows(
+            double, torch.cat((self.top,) * 2, 1), torch.cat((self.left,) * 2, 1), self.shape
+        )
 
     def dense(self) -> Tensor:
         """The rows as ``(B, R, *shape)``, channels last in memory."""
@@ -76,9 +78,12 @@ class PatchRows:
         size = self.size
         maps = maps.reshape(maps.shape[0], *self.shape[-3:])
         last = len(maps) - 1
-        return torch.stack([
-            windows(maps[min(b, last)], self.top[b], self.left[b], size) for b in range(len(self.top))
-        ])
+        return torch.stack(
+            [
+                windows(maps[min(b, last)], self.top[b], self.left[b], size)
+                for b in range(len(self.top))
+            ]
+        )
 
     def dot(self, maps: Tensor) -> Tensor:
         """``sum coefficient * map``, ``(B, R)``, for ``maps (B or 1, *shape)``."""
@@ -136,7 +141,7 @@ def pull_patches(step: Step, rows: Any) -> tuple[Any, ...] | None:
         return (replace(rows), replace(rows))
     if name in _SCALING and step.diagonal and site.shapes[site.varies.index(True)] == site.shape:
         ones = step.like.new_ones(1, *site.shape)
-        factors = step.rule.transpose(site, ones, *step.constants)
+        factors = step.linear.transpose(site, ones, *step.constants)
         return tuple(None if f is None else rows.scaled(f) for f in factors)
     return None
 
@@ -158,7 +163,9 @@ def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
         (h, w), (B, R) = rows.size, rows.top.shape
         flat = rows.values.reshape(B * R, h, w, -1).permute(0, 3, 1, 2)
         kernel = weight.contiguous(memory_format=torch.channels_last)
-        found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx)).permute(0, 2, 3, 1)
+        found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx)).permute(
+            0, 2, 3, 1
+        )
         values = found.reshape(B, R, *found.shape[1:])
         top, left = rows.top * sy - py, rows.left * sx - px
     kh, kw = values.shape[2:4]

@@ -55,7 +55,22 @@ class Step:
 
     @cached_property
     def affine(self) -> bool:
+        """Whether this step is affine here."""
         return isinstance(self.rule, AffineRule)
+
+    @property
+    def linear(self) -> AffineRule:
+        """The rule of an affine step."""
+        if not isinstance(self.rule, AffineRule):
+            raise TypeError(f"{self.node.name} is not affine")
+        return self.rule
+
+    @property
+    def curve(self) -> RelaxedRule:
+        """The rule of a nonlinear step."""
+        if not isinstance(self.rule, RelaxedRule):
+            raise TypeError(f"{self.node.name} is affine")
+        return self.rule
 
     @cached_property
     def variables(self) -> tuple[int, ...]:
@@ -86,7 +101,10 @@ class Step:
         if not isinstance(self.rule, AffineRule) or sum(self.site.varies) != 1:
             return False
         shape = self.site.shapes[self.site.varies.index(True)]
-        return math.prod(shape) == math.prod(self.site.shape) and max(self.rule.summands(self.site)) <= 2
+        return (
+            math.prod(shape) == math.prod(self.site.shape)
+            and max(self.rule.summands(self.site)) <= 2
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +128,11 @@ class Program:
 
     @cached_property
     def index(self) -> dict[str, int]:
+        """Step indices by node name."""
         return {node.name: i for i, node in enumerate(self.graph.nodes)}
 
     def shape(self, index: int) -> tuple[int, ...]:
+        """Shape of a step's result for one example."""
         return self.graph.nodes[index].shape
 
     @cached_property
@@ -140,7 +160,9 @@ class Program:
         for step in self.steps:
             if step is not None:
                 size = math.prod(step.site.shape)
-                total += 2 * size * (max(1, step.rule.summands(step.site)[0]) if step.affine else 4)
+                total += (
+                    2 * size * (max(1, step.linear.summands(step.site)[0]) if step.affine else 4)
+                )
         return total
 
     @cached_property
@@ -191,7 +213,9 @@ def _build(graph: Graph, dtype: torch.dtype, device: torch.device) -> Program:
             continue
         op = registry.ops[node.op]
         shapes = tuple(_shape(graph, name) for name in node.inputs)
-        site = Site(node.name, node.attrs, shapes, tuple(n in place for n in node.inputs), node.shape)
+        site = Site(
+            node.name, node.attrs, shapes, tuple(n in place for n in node.inputs), node.shape
+        )
         rule = op.rule(site)
         constants = tuple(tensors.get(name) for name in node.inputs)
         absolute = (rule.weights + rule.biases) if isinstance(rule, AffineRule) else ()
@@ -234,6 +258,10 @@ def _tensor(name: str, array: Any, dtype: torch.dtype, device: torch.device) -> 
     if not array.is_floating_point():
         return array.to(device)
     moved = array.to(device=device, dtype=dtype)
-    if moved.dtype != array.dtype and bool(array.isfinite().all()) and not bool(moved.isfinite().all()):
+    if (
+        moved.dtype != array.dtype
+        and bool(array.isfinite().all())
+        and not bool(moved.isfinite().all())
+    ):
         raise BadInput(f"constant {name!r} does not fit {dtype}; use float64")
     return moved

@@ -17,7 +17,14 @@ def relax_dense(
 
 
 def relax_windows(
-    A: Tensor, top: Tensor, left: Tensor, low: Tensor, low_c: Tensor, up: Tensor, up_c: Tensor, cost: Tensor
+    A: Tensor,
+    top: Tensor,
+    left: Tensor,
+    low: Tensor,
+    low_c: Tensor,
+    up: Tensor,
+    up_c: Tensor,
+    cost: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """See `certify.bounds.kernels.relax_windows`."""
     R = A.shape[0]

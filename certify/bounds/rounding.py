@@ -58,7 +58,9 @@ def magnitude(interval: Interval) -> Tensor:
     return torch.maximum(interval.lower.abs(), interval.upper.abs())
 
 
-def affine_error(step: Step, bounds: Any, semantics: Semantics) -> tuple[Tensor | None, Tensor | None]:
+def affine_error(
+    step: Step, bounds: Any, semantics: Semantics
+) -> tuple[Tensor | None, Tensor | None]:
     """Error per unit of |A| of an affine step, and how far a deployed network may stray.
 
     Returns:
@@ -84,18 +86,18 @@ def affine_error(step: Step, bounds: Any, semantics: Semantics) -> tuple[Tensor 
     return own, torch.where(total > LARGEST32, torch.inf, deployed)
 
 
-def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any, exact_sums: bool) -> Tensor:
+def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any, wide_sums: bool) -> Tensor:
     """Error per unit of |A| of a linear relaxation's backward rule, ``(B, *shape)``.
 
-    ``exact_sums``: the intercepts are summed in float64, whatever the precision of the pass.
+    ``wide_sums``: the intercepts are summed in float64, whatever the precision of the pass.
     """
     sizes = tuple(magnitude(b) if isinstance(b, Interval) else None for b in step.operands(bounds))
     terms = 16 + sum(step.site.shape) + sum(n for shape in step.site.shapes for n in shape)
     unit = unit_of(step.like.dtype)
     total = relaxation.weight(sizes)
     constant = relaxation.weight((None,) * len(sizes))  # summed over all elements
-    elements = 8 if exact_sums else math.prod(step.site.shape) + terms
-    error = gamma(terms, unit) * total + gamma(elements, unit) * constant
+    summing = gamma(math.prod(step.site.shape) + terms, UNIT64 if wide_sums else unit)
+    error = gamma(terms, unit) * total + (summing + 8 * unit) * constant
     return error + terms * _SLACK[step.like.dtype]
 
 

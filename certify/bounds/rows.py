@@ -55,8 +55,9 @@ def dense(rows: Any) -> Tensor:
 def pull_unit_rows(step: Step, rows: UnitRows) -> tuple[Any, ...] | None:
     """Unit rows through an affine step without a matrix product; None where there is no short cut."""
     name, site = step.op.name, step.site
-    if name == "reshape" or (name in ("add", "sub") and site.varies == (True, False)
-                             and site.shapes[0] == site.shape):
+    if name == "reshape" or (
+        name in ("add", "sub") and site.varies == (True, False) and site.shapes[0] == site.shape
+    ):
         moved = UnitRows(rows.index, site.shapes[0], rows.like)
         return (moved,) + (None,) * (len(step.sources) - 1)
     weight = step.constants[1] if len(step.constants) > 1 else None

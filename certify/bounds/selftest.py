@@ -48,11 +48,15 @@ def _flushing(device: torch.device) -> None:
 def _test(device: str, switches: tuple[object, ...]) -> str:
     for dtype, name in ((torch.float64, "float64"), (torch.float32, "float32")):
         if not _product_holds(device, dtype):
-            return (f"matrix products are less accurate than {name} allows (TF32 or bfloat16 is on); "
-                    "undo torch.set_float32_matmul_precision")
+            return (
+                f"matrix products are less accurate than {name} allows (TF32 or bfloat16 is on); "
+                "undo torch.set_float32_matmul_precision"
+            )
         if not _convolution_holds(device, dtype):
-            return (f"convolutions are less accurate than {name} allows (Winograd, FFT or TF32); "
-                    "enable oneDNN, or torch.backends.cudnn.deterministic")
+            return (
+                f"convolutions are less accurate than {name} allows (Winograd, FFT or TF32); "
+                "enable oneDNN, or torch.backends.cudnn.deterministic"
+            )
     return ""
 
 
@@ -84,6 +88,8 @@ def _convolution_holds(device: str, dtype: torch.dtype) -> bool:
     found = torch.nn.functional.conv2d(x.to(device, dtype), w.to(device, dtype)).cpu()
     for k in range(8):
         patch = x[k, :, k : k + 3, k % 5 : k % 5 + 3].flatten().long().tolist()
-        if not _within(float(found[k, k, k, k % 5]), patch, w[k].flatten().long().tolist(), unit_of(dtype)):
+        if not _within(
+            float(found[k, k, k, k % 5]), patch, w[k].flatten().long().tolist(), unit_of(dtype)
+        ):
             return False
     return True

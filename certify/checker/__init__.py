@@ -1,0 +1,1 @@
+"""Independent checking of certificates, without the engine that made them."""

@@ -1,0 +1,1 @@
+"""What things are: graphs, regions, specifications, certificates, errors."""

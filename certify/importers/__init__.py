@@ -1,0 +1,1 @@
+"""Networks, specifications and weights from files and from torch; no file is ever trusted."""

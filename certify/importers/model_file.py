@@ -9,7 +9,7 @@ from certify.core.graph import Graph
 from certify.importers.files import shown
 
 ONNX_ENDINGS = (".onnx", ".onnx.gz")
-_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".pkl")
+_CHECKPOINTS = (".pt", ".pth", ".model", ".bin", ".ckpt", ".tar", ".safetensors", ".npz")
 
 
 def load(path: str | Path) -> Graph:
@@ -30,7 +30,6 @@ def load(path: str | Path) -> Graph:
     if name.endswith(_CHECKPOINTS):
         raise Unsupported(
             f"{shown(path)}: holds weights, not a network; build the module in Python, fill it "
-            "with certify.importers.checkpoints.load_weights and pass it to certify.from_torch, "
-            "or export ONNX"
+            "with certify.load_weights and pass it to certify.from_torch, or export ONNX"
         )
     raise Unsupported(f"{shown(path)}: not a known kind of model file; give .onnx or .onnx.gz")

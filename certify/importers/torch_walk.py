@@ -120,6 +120,8 @@ class Walk:
             raise
         except (Unsupported, BadInput) as problem:
             return self._fail(node, str(problem).removeprefix(where).lstrip(": "))
+        except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as problem:
+            return self._fail(node, one_line(problem, 100))
         return self._checked(node, found)
 
     def _aligned(self, operands: list[Value | None]) -> Sequence[Value | None]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from certify.core.arrays import is_tensor
-from certify.core.errors import BadInput, CannotWrite
+from certify.core.atomic import write_whole
+from certify.core.errors import BadInput
 from certify.core.region import Box
 from certify.core.spec import Clause, Spec
 
@@ -30,14 +31,7 @@ def write_vnnlib(path: str | os.PathLike[str], box: Box, spec: Spec) -> None:
     if spec.batch != 1 or (box.shape is not None and box.batch != 1):
         raise BadInput("a VNN-LIB file states one example: write one file per example")
     text = "\n".join(_lines(box, spec)) + "\n"
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        scratch.write_text(text, encoding="ascii")
-        scratch.replace(target)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise CannotWrite(f"{target}: cannot be written: {error.strerror}") from error
+    write_whole(Path(path), text.encode("ascii"))
 
 
 def _lines(box: Box, spec: Spec) -> Iterator[str]:

@@ -105,6 +105,11 @@ def _expm1(b: Builder, call: Call) -> Value:
     return b.add("sub", b.add("exp", x), operand(b, 1.0), name=call.name)
 
 
+def _erfc(b: Builder, call: Call) -> Value:
+    x = call.inputs[0]
+    return b.add("sub", operand(b, 1.0), b.add("erf", x), name=call.name)
+
+
 REGISTRY.add(Composite(
     "norms",
     aten={
@@ -122,8 +127,10 @@ REGISTRY.add(Composite(
         "aten.rrelu.default": _randomised_leaky,
         "aten.log1p.default": _log1p,
         "aten.expm1.default": _expm1,
+        "aten.erfc.default": _erfc,
+        "aten.special_erfc.default": _erfc,
     },
-    summary="softshrink, rrelu in evaluation, log1p, expm1: other functions, shifted",
+    summary="softshrink, rrelu in evaluation, log1p, expm1, erfc: other functions, shifted",
 ))
 
 REGISTRY.add(Composite(

@@ -27,6 +27,7 @@ import numpy as np
 
 from certify.core.graph import Array, Graph, Node
 from certify.ops.forms import GATES, STEPS, Form, Gate, Poly, form
+from certify.ops.short_pattern import short_match
 from certify.ops.tanh_gate import near_gelu
 
 ROOT2 = Fraction(isqrt(2 << 400), 1 << 200)
@@ -47,7 +48,8 @@ class Match:
 
 
 def match_gelu(graph: Graph) -> Graph:
-    """``graph`` with spelled-out GELU (erf and tanh), SiLU, Mish and HardSwish as single operators.
+    """``graph`` with spelled-out GELU (erf and tanh), SiLU, Mish, HardSwish, Softsign and
+    LogSigmoid as single operators.
 
     Node names are kept; nodes nobody needs any more are dropped. A graph without any match is
     returned as it is.
@@ -86,6 +88,9 @@ def _written(node: Node, match: Match, constants: dict[str, Array]) -> Iterator[
 
 
 def _match(graph: Graph, node: Node) -> Match | None:
+    short = short_match(graph, node)
+    if short is not None:
+        return Match(*short, scale=1.0, factor=1.0)
     if node.op not in ROOTS:
         return None
     bases, gated = _around(graph, node)

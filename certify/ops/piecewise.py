@@ -197,6 +197,16 @@ def _clamp_max(b: Builder, call: Call) -> Value:
     return _add_clip(b, call, -inf, number(call, 1, inf))
 
 
+def _clamp_tensor(b: Builder, call: Call) -> Value:
+    """Limits of any shape, or none: the larger of x and the one, the smaller of that and the other."""
+    found: Value = call.arg(0)
+    for index, op in ((1, "maximum"), (2, "minimum")):
+        limit = call.arg(index)
+        if limit is not None:
+            found = b.add(op, *b.broadcast(found, limit))
+    return found
+
+
 def _add_clip(b: Builder, call: Call, low: float, high: float) -> Value:
     if low == 0 and high == inf:
         return b.add("relu", call.arg(0), name=call.name)
@@ -238,7 +248,7 @@ scalar(
     | inplace("clamp_max", _clamp_max)
     | inplace("hardtanh", _unit)
     | inplace("relu6", _six)
-    | {"aten.clamp.Tensor": _limits},
+    | {"aten.clamp.Tensor": _clamp_tensor},
     float32_roundings=1,  # a limit that torch rounds to float32
     summary="x limited to an interval (Clip, clamp, hardtanh, ReLU6)",
 )

@@ -330,6 +330,7 @@ scalar(
     torch_function("softsign"),
     _softsign,
     onnx={"Softsign": None},
+    float32_roundings=3,  # a sum, then a quotient or an inverse and a product
     summary="x / (1 + |x|)",
 )
 scalar(

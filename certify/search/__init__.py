@@ -1,0 +1,1 @@
+"""The search for counterexamples, and their confirmation on the model itself."""

@@ -1,0 +1,325 @@
+"""The faults that `run` plants: text to find, once, and what takes its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ANSWERS, EVERY, ROUNDING, META, TRAPS = (
+    f"tests/test_{name}.py"
+    for name in ("exact_answers", "every_method", "rounding", "metamorphic", "traps")
+)
+ALL = (ANSWERS, META, ROUNDING, TRAPS, EVERY)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One planted fault: ``old``, found once in ``file``, becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ALL
+
+
+BOUNDS, OPS, CORE = "certify/bounds", "certify/ops", "certify/core"
+MUTATIONS = (
+    Mutation(
+        "relu: chord intercept dropped",
+        f"{OPS}/relu.py",
+        "c = torch.maximum(up * (-left).clamp(max=info.max), (1 - up) * right)",
+        "c = torch.zeros_like(up * right)",
+    ),
+    Mutation(
+        "relu: chord intercept x0.95",
+        f"{OPS}/relu.py",
+        "c * (1 + 4 * info.eps) + info.tiny",
+        "c * 0.95",
+    ),
+    Mutation(
+        "relu: chord intercept short by 1e-9",
+        f"{OPS}/relu.py",
+        "c * (1 + 4 * info.eps) + info.tiny",
+        "c * (1 - 2.0**-30)",
+        (ROUNDING, TRAPS),
+    ),
+    Mutation(
+        "relu: chord slope x0.98 after the intercept",
+        f"{OPS}/relu.py",
+        "ReluLines(site, (slope,), None, (up,), c)",
+        "ReluLines(site, (slope,), None, (up * 0.98,), c)",
+    ),
+    Mutation(
+        "relu: alpha up to 1.2",
+        f"{OPS}/relu.py",
+        "(start.bool() | unstable).to(low.dtype))",
+        "(start.bool() | unstable).to(low.dtype) * 1.2)",
+    ),
+    Mutation(
+        "relu: alpha down to -0.1",
+        f"{OPS}/relu.py",
+        "start * ~unstable, (start",
+        "start * ~unstable - 0.1, (start",
+    ),
+    Mutation(
+        "relu: u < 0.05 treated as dead",
+        f"{OPS}/relu.py",
+        "unstable = ~(active | (high <= 0))",
+        "unstable = ~(active | (high <= 0.05))",
+    ),
+    Mutation(
+        "relu: l > -0.05 treated as active",
+        f"{OPS}/relu.py",
+        "active = low >= 0",
+        "active = low >= -0.05",
+    ),
+    Mutation(
+        "relu: lower and upper line swapped",
+        f"{OPS}/relu.py",
+        "torch.where(A > 0, low, up)",
+        "torch.where(A < 0, low, up)",
+    ),
+    Mutation(
+        "two slopes: gap at the kink forgotten",
+        f"{OPS}/relu.py",
+        "m = torch.where(inside, m - m.clamp(min=0), m)",
+        "m = m * 1",
+    ),
+    Mutation(
+        "lines: lower and upper swapped",
+        f"{OPS}/families.py",
+        "positive, negative = A.clamp(min=0), A.clamp(max=0)",
+        "negative, positive = A.clamp(min=0), A.clamp(max=0)",
+        (EVERY,),
+    ),
+    Mutation(
+        "oracle: best candidate is the largest",
+        f"{OPS}/oracle.py",
+        "best = torch.minimum(best, value - k * z - error)",
+        "best = torch.maximum(best, value - k * z - error)",
+        (EVERY,),
+    ),
+    Mutation(
+        "maximum: upper plane forgets one corner",
+        f"{OPS}/maximum.py",
+        "found = torch.maximum(at(1 - a, x.upper) - at(b, y.lower), "
+        "at(1 - b, y.upper) - at(a, x.lower))",
+        "found = at(1 - a, x.upper) - at(b, y.lower)",
+        (EVERY,),
+    ),
+    Mutation(
+        "conv transpose: paddings swapped backward",
+        f"{OPS}/conv_transpose.py",
+        "bordered(flat, window.begins, ends)",
+        "bordered(flat, ends, window.begins)",
+        (EVERY, ANSWERS),
+    ),
+    Mutation(
+        "conv: wrong padding backward",
+        f"{OPS}/conv.py",
+        "tuple(-p for p in window.begins)",
+        "tuple(-p for p in window.ends)",
+        (EVERY, ANSWERS),
+    ),
+    Mutation(
+        "backward: bias dropped",
+        f"{BOUNDS}/backward.py",
+        "            self._add_bias(signed)\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "backward: a branch overwrites the other",
+        f"{BOUNDS}/backward.py",
+        "total = dense(old) + dense(part)",
+        "total = dense(part)",
+    ),
+    Mutation(
+        "backward: mirrored sign lost",
+        f"{BOUNDS}/backward.py",
+        "self.coefficients[index] = torch.cat((A, -A), 1)",
+        "self.coefficients[index] = torch.cat((A, A), 1)",
+    ),
+    Mutation(
+        "backward: mirrored bias not negated",
+        f"{BOUNDS}/backward.py",
+        "torch.cat((self.bias, -self.bias), 1)",
+        "torch.cat((self.bias, self.bias), 1)",
+    ),
+    Mutation(
+        "backward: rounding of affine steps not charged",
+        f"{BOUNDS}/backward.py",
+        "            self.error = self.error + size\n",
+        "            pass\n",
+        (ROUNDING,),
+    ),
+    Mutation(
+        "patches: places one off",
+        f"{BOUNDS}/patches.py",
+        "top, left = place // OW * sy - py,",
+        "top, left = place // OW * sy - py + 1,",
+        (EVERY, ANSWERS),
+    ),
+    Mutation(
+        "patches: strides ignored",
+        f"{BOUNDS}/patches.py",
+        "top, left = rows.top * sy - py,",
+        "top, left = rows.top - py,",
+        (EVERY, ANSWERS),
+    ),
+    Mutation(
+        "patches: what hangs over the edge is kept",
+        f"{BOUNDS}/patches.py",
+        "values=values * inside.unsqueeze(-1)",
+        "values=values",
+        (EVERY, ANSWERS),
+    ),
+    Mutation(
+        "crown: unit rows read another example's bounds",
+        f"{BOUNDS}/rows.py",
+        "flat = per_example(values).expand(self.index.shape[0], -1)",
+        "flat = per_example(values).expand(self.index.shape[0], -1).roll(1, 0)",
+        (EVERY,),
+    ),
+    Mutation(
+        "crown: relaxation of the wrong example",
+        f"{BOUNDS}/crown.py",
+        "found = step.rule.relax(step.site, None, *step.operands(self.bounds))",
+        "found = step.rule.relax(step.site, None, *step.operands("
+        "[None if b is None else Interval(b.lower[:1].expand_as(b.lower), "
+        "b.upper[:1].expand_as(b.upper)) for b in self.bounds]))",
+        (EVERY,),
+    ),
+    Mutation(
+        "crown: intermediate bounds 1 % too tight",
+        f"{BOUNDS}/crown.py",
+        "torch.fmax(low, rows.pick(lower))",
+        "torch.fmax(low + 0.01 * low.abs(), rows.pick(lower))",
+    ),
+    Mutation(
+        "ibp: |W| forgotten",
+        f"{BOUNDS}/interval.py",
+        "(u - m) if isinstance(v, Interval) else s",
+        "(u - m) if isinstance(v, Interval) else v",
+        (EVERY,),
+    ),
+    Mutation(
+        "rounding: own error of affine steps removed",
+        f"{BOUNDS}/rounding.py",
+        "own = 3 * gamma(terms, unit) * total",
+        "own = 0 * gamma(terms, unit) * total",
+        (ROUNDING,),
+    ),
+    Mutation(
+        "rounding: deployed error removed",
+        f"{BOUNDS}/rounding.py",
+        "return own, torch.where(total > LARGEST32, torch.inf, deployed)",
+        "return own, None",
+        (ROUNDING, TRAPS),
+    ),
+    Mutation(
+        "rounding: float32 overflow not seen",
+        f"{BOUNDS}/rounding.py",
+        "return own, torch.where(total > LARGEST32, torch.inf, deployed)",
+        "return own, deployed",
+        (ROUNDING, TRAPS),
+    ),
+    Mutation(
+        "rounding: batch norm's own roundings not counted",
+        f"{BOUNDS}/rounding.py",
+        "roundings = forward + 2 + rule.roundings",
+        "roundings = 1",
+        (ROUNDING,),
+    ),
+    Mutation(
+        "input box rounded to nearest in float32",
+        f"{BOUNDS}/crown.py",
+        "return torch.where(inside, torch.nextafter(near, torch.full_like(near, outward)), near)",
+        "return near",
+        (ROUNDING,),
+    ),
+    Mutation(
+        "concretise: |A| partly missing",
+        f"{CORE}/linear_minimum.py",
+        "    terms, size = a.shape[-1], a.abs()\n    largest = mid.abs() + rad\n"
+        "    value = dot(a, mid) - dot(size, rad)",
+        "    terms, size = a.shape[-1], a.abs()\n    largest = mid.abs() + rad\n"
+        "    value = dot(a, mid) - dot(size[..., 1:], rad[..., 1:])",
+    ),
+    Mutation(
+        "concretise: eps x0.99",
+        f"{CORE}/region_centred.py",
+        "center, eps = widened(self.center), expand(widened(self.size), shape)",
+        "center, eps = widened(self.center), 0.99 * expand(widened(self.size), shape)",
+        (ROUNDING, EVERY),
+    ),
+    Mutation(
+        "concretise: dual norm of the wrong ball",
+        f"{CORE}/region_ball.py",
+        'q = float("inf") if p == 1 else p / (p - 1)',
+        'q = float("inf")',
+        (ROUNDING, EVERY),
+    ),
+    Mutation(
+        "verdict: last row skipped",
+        f"{BOUNDS}/decide.py",
+        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "    return np.logical_or.reduceat(single, starts, axis=1)[:, :-1].all(axis=1)",
+        (META, ANSWERS),
+    ),
+    Mutation(
+        "verdict: any clause is enough",
+        f"{BOUNDS}/decide.py",
+        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "    return np.logical_or.reduceat(single, starts, axis=1).any(axis=1)",
+        (META, ANSWERS),
+    ),
+    Mutation(
+        "verdict: every row of a clause is needed",
+        f"{BOUNDS}/decide.py",
+        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "    return np.logical_and.reduceat(single, starts, axis=1).all(axis=1)",
+        (META,),
+    ),
+    Mutation(
+        "verdict: strict and closed swapped",
+        f"{BOUNDS}/decide.py",
+        "single = np.where(rows.strict, margins >= 0, margins > 0)",
+        "single = np.where(rows.strict, margins > 0, margins >= 0)",
+        (META,),
+    ),
+    Mutation(
+        "verdict: NaN decides",
+        f"{BOUNDS}/decide.py",
+        "single = np.where(rows.strict, margins >= 0, margins > 0)",
+        "single = np.where(rows.strict, ~(margins < 0), ~(margins <= 0))",
+        (META,),
+    ),
+    Mutation(
+        "verdict: tolerance of 1e-3",
+        f"{BOUNDS}/decide.py",
+        "margins = values.cpu().numpy().astype(np.float64) - question.bound",
+        "margins = values.cpu().numpy().astype(np.float64) - question.bound + 1e-3",
+        (ANSWERS, TRAPS),
+    ),
+    Mutation(
+        "verdict: plain floats prove",
+        f"{BOUNDS}/rounding.py",
+        "return self is not Semantics.SEARCH",
+        "return False",
+        (ROUNDING, ANSWERS),
+    ),
+    Mutation(
+        "vnnlib: decimal bounds rounded to nearest",
+        f"{CORE}/decimals.py",
+        "lo, hi = (near, math.nextafter(near, math.inf)) if stored < exact else (",
+        "lo, hi = (near, near) if stored < exact else (",
+        (TRAPS,),
+    ),
+    Mutation(
+        "self-test: flushed subnormals accepted",
+        f"{BOUNDS}/selftest.py",
+        "    if bool((tiny * half == 0).any()):",
+        "    if False:",
+        (ROUNDING,),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The quick competition instances: answers, crashes, time limits."""

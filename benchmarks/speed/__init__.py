@@ -1,0 +1,1 @@
+"""CPU time and memory of every bound method, beside another library's."""

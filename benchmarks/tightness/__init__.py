@@ -1,0 +1,1 @@
+"""Margins of every method against another library's."""
