@@ -1,1 +1,1 @@
-"""Benchmarks: each folder is one command, ``python -m benchmarks.<name>`` from the repository root."""
+"""Benchmarks: each folder is a command, ``python -m benchmarks.<name>`` from the root."""

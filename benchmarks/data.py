@@ -73,7 +73,8 @@ def references(nets: Iterable[str] = ()) -> list[Reference]:
     for net in wanted:
         mine = [e for e in found if e["net"] == net]
         chosen += [
-            Reference(net, i, place / e["onnx"], place / e["vnnlib"], e["methods"], e["sampled_min_margins"])
+            Reference(net, i, place / e["onnx"], place / e["vnnlib"], e["methods"],
+                      e["sampled_min_margins"])
             for i, e in enumerate(mine)
         ]
     return chosen
@@ -89,7 +90,8 @@ def competition(families: Iterable[str] = ()) -> list[Instance]:
         sys.exit(f"there is no family {', '.join(sorted(unknown))}; choose among "
                  f"{', '.join(dict.fromkeys(r['family'] for r in rows))}")
     return [
-        Instance(r["family"], place / r["onnx"], place / r["vnnlib"], float(r["timeout_s"]), r["expected"])
+        Instance(r["family"], place / r["onnx"], place / r["vnnlib"], float(r["timeout_s"]),
+                 r["expected"])
         for r in rows if not wanted or r["family"] in wanted
     ]
 

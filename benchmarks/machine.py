@@ -33,10 +33,8 @@ def describe() -> dict[str, Any]:
 
 def header(machine: dict[str, Any]) -> str:
     """The machine as a few lines of markdown."""
-    rate = machine["gflops"]
-    each = ", ".join(
-        f"{name} {r['wall']:.0f} GFLOP/s ({r['cpu']:.0f} per CPU second)" for name, r in rate.items()
-    )
+    each = ", ".join(f"{name} {rate['wall']:.0f} GFLOP/s ({rate['cpu']:.0f} per CPU second)"
+                     for name, rate in machine["gflops"].items())
     return "\n".join([
         f"Measured {machine['date']} at commit {machine['commit']}, load average "
         f"{machine['load']:.1f} at the start.",
@@ -60,7 +58,7 @@ def _measure() -> dict[str, Any]:
         "cpu": _cpu(), "cores": os.cpu_count(), "memory_gb": _memory(),
         "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
         "threads": torch.get_num_threads(),
-        "gflops": {str(d).removeprefix("torch."): _product(torch, d) for d in (torch.float32, torch.float64)},
+        "gflops": {name: _product(torch, getattr(torch, name)) for name in ("float32", "float64")},
         "bandwidth_gb_s": _bandwidth(torch),
     }
 

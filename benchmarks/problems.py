@@ -59,7 +59,7 @@ class Found:
     state: State
 
 
-def lower_bounds(problem: Problem, variant: str, semantics: str, limits: Limits | None = None) -> Found:
+def lower_bounds(problem: Problem, variant: str, semantics: str) -> Found:
     """Lower bounds of the rows, all intermediate bounds included.
 
     Args:
@@ -70,10 +70,11 @@ def lower_bounds(problem: Problem, variant: str, semantics: str, limits: Limits 
     method, arithmetic = METHODS[name], Semantics(semantics)
     with torch.no_grad():
         program = prepare(problem.network, PRECISIONS[semantics])
-        state = analyse(program, problem.region, method, arithmetic, limits or Limits(), alpha)
+        state = analyse(program, problem.region, method, arithmetic, Limits(), alpha)
         y: Any = torch.from_numpy(problem.rows.y).to(program.dtype)
         rows = {program.output: y.reshape(*y.shape[:2], *program.shape(program.output))}
         values, slopes = lower_rows(state, rows, method, alpha)
         if slopes is not None and arithmetic.rigorous:  # the optimiser works in plain floats
-            values = torch.fmax(interval_row_bounds(state, rows), row_bounds(state, rows, slopes))
+            values = torch.fmax(interval_row_bounds(state, rows),
+                                row_bounds(state, rows, slopes))
     return Found(values[0].double() - torch.from_numpy(problem.rows.bound), state)

@@ -32,9 +32,8 @@ _GROUP_OPERATIONS = 4e8  # about this many per step of a group
 _LOOKED_AT_FIRST = 32  # targets attacked before any bound
 _ATTACK_SECONDS = 20.0  # the last attack gives up after this long
 _LEAST_MEMORY = 2**26
-_NEAR = (
-    1e-6  # margins this close to unsafe, relative to the thresholds, are worth running the model
-)
+# Margins this close to unsafe, relative to the thresholds, are worth running the model.
+_NEAR = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +54,7 @@ class Target:
 
     @property
     def key(self) -> tuple[int, int]:
+        """The target's place in the claim."""
         return self.case, self.example
 
 
@@ -180,13 +180,16 @@ class _Climb:
 
 
 def climb(graph: Graph, targets: list[Target], options: Options, deadline: float) -> Outcome:
-    """Decide all targets, or say why not."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("--device cuda was asked for, but torch sees no CUDA device; use cpu")
-    means = Means(Semantics(options.semantics), device, Limits(options.memory, deadline))
+    """Decide all targets, or say why not.
+
+    Args:
+        deadline: as `time.monotonic` tells it.
+
+    Raises:
+        UsageError: a device was asked for that is not there.
+    """
+    limits = Limits(options.memory, deadline)
+    means = Means(Semantics(options.semantics), _device(options.device), limits)
     run = _Climb(graph, options, means, list(targets))
     if _overflows(run):
         return _outcome(
@@ -195,11 +198,26 @@ def climb(graph: Graph, targets: list[Target], options: Options, deadline: float
             "the model overflows to infinity or NaN at a corner of the"
             " region, so no answer about real numbers would be about the model as it runs",
         )
+    return _decided(run)
+
+
+def _device(asked: str) -> str:
+    """The device to run on, as torch names it."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but torch sees no CUDA device; use cpu")
+    return asked
+
+
+def _decided(run: _Climb) -> Outcome:
+    """The stages one after the other, and what they came to."""
+    options, limits = run.options, run.means.limits
     try:
         for _ in _stages(run):
             if run.found is not None or not run.open:
                 break
-            means.limits.check()
+            limits.check()
     except OutOfTime:
         return _outcome(
             run,
@@ -291,17 +309,14 @@ def _why(run: _Climb) -> str:
     worst = run.worst()
     if not np.isfinite(worst):
         node = _first_infinite(run)
-        return f"no finite bound at {node}: its operand may leave the operator's domain; a smaller region may help"
-    hint = (
-        "a smaller region may help"
-        if run.last == "alpha" or run.options.method == "alpha"
-        else ("a smaller region or --method alpha may help")
-    )
-    open_count = (
-        f"{len(run.open)} of {len(run.open) + len(run.proofs)} cases open, "
-        if len(run.proofs)
-        else ""
-    )
+        return (
+            f"no finite bound at {node}: its operand may leave the operator's domain; "
+            f"a smaller region may help"
+        )
+    tightest = "alpha" in (run.last, run.options.method)
+    hint = f"a smaller region{'' if tightest else ' or --method alpha'} may help"
+    total = len(run.open) + len(run.proofs)
+    open_count = f"{len(run.open)} of {total} cases open, " if run.proofs else ""
     return (
         f"bounds too loose: {open_count}best margin {worst:.4g} after {run.last} in "
         f"{run.options.semantics} semantics; {hint}"
@@ -309,7 +324,7 @@ def _why(run: _Climb) -> str:
 
 
 def _overflows(run: _Climb) -> bool:
-    """Whether the model, run in its own precision, leaves its number range at a point of a region."""
+    """Whether the model, run in its own precision, leaves its number range within a region."""
     double = run.graph.source.get("dtype") == "float64"
     with torch.no_grad():
         program = prepare(run.graph, torch.float64 if double else torch.float32, run.means.device)
@@ -358,7 +373,8 @@ def _stacked(regions: list[Region]) -> Region:
         columns = zip(*(r.parts for r in regions if isinstance(r, Product)), strict=True)
         return Product(tuple(_stacked(list(column)) for column in columns))
     boxes = [r for r in regions if isinstance(r, Box)]
-    assert first.shape is not None  # noqa: S101 (narrowing only)
+    if first.shape is None:
+        raise TypeError("a target's region has no shape: fit it to the network first")
     lower = np.concatenate([np.asarray(b.lower) for b in boxes])
     upper = np.concatenate([np.asarray(b.upper) for b in boxes])
     return Box(lower, upper).batched(first.shape)

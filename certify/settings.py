@@ -51,5 +51,6 @@ class Options:
             raise UsageError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
 
     def say(self, line: str) -> None:
+        """Report a line of progress, to whoever wants it."""
         if self.progress is not None:
             self.progress(line)

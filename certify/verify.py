@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from certify.core.certificate import Certificate, Evidence, Guarantee, Verdict
 from certify.core.claim import Case
 from certify.core.errors import BadInput
-from certify.core.provenance import Provenance, now, versions
+from certify.core.provenance import Provenance, Scalar, now, versions
 from certify.core.region import Product, Region, as_inputs
 from certify.importers.model_claim import claim_about
 from certify.settings import METHOD_NAMES, Options
@@ -104,7 +104,7 @@ def _certify(
     begun = now()
     claim = claim_about(network, cases)
     outcome = climb(network, _targets(cases, query), options, started + options.timeout)
-    settings = {
+    settings: dict[str, Scalar] = {
         "timeout": options.timeout,
         "method": options.method,
         "semantics": options.semantics,

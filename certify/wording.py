@@ -4,8 +4,10 @@ from __future__ import annotations
 
 _COMMON = (
     "The operators of the model mean what their records in certify.ops say.",
-    "This machine adds and multiplies float64 numbers as IEEE 754 says, in any order; a self-test checked it.",
-    "The C library's exp, tanh, erf and similar are accurate to the few units in the last place stated in certify.ops.",
+    "This machine adds and multiplies float64 numbers as IEEE 754 says, in any order; a self-test"
+    " checked it.",
+    "The C library's exp, tanh, erf and similar are accurate to the few units in the last place"
+    " stated in certify.ops.",
 )
 _REAL = (
     "The claim is about real arithmetic on the stored weights, not about the rounding of a runtime."

@@ -20,7 +20,8 @@ def relax_dense(
 ) -> None:
     """``out = A * (low where A >= 0 else up)``; ``sums[r] = (sum of A * intercept, |A| . cost)``.
 
-    ``A, out``: (R, n); ``low, up, low_c, up_c``: (1 or R, n); ``cost``: (n,); ``sums``: (R, 2) float64.
+    ``A, out``: (R, n); ``low, up, low_c, up_c``: (1 or R, n); ``cost``: (n,);
+    ``sums``: (R, 2) float64.
     """
     R, n = A.shape
     per_low, per_up = low.shape[0] > 1, up.shape[0] > 1
@@ -53,7 +54,10 @@ def relax_windows(
     out: Any,
     sums: Any,
 ) -> None:
-    """As `relax_dense` for windows ``A, out (R, h, w, C)`` at ``top, left (R,)`` of maps ``(H, W, C)``."""
+    """As `relax_dense` for windows ``A, out (R, h, w, C)`` of maps ``(H, W, C)``.
+
+    ``top, left (R,)``: row and column of each window's first entry; may be negative.
+    """
     R, h, w, C = A.shape
     H, W = low.shape[0], low.shape[1]
     for r in range(R):

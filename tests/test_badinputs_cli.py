@@ -19,7 +19,10 @@ from certify.cli.main import main
 FOLDER = Path(os.environ.get("CERTIFY_DATA", ROOT.parent / "shared" / "data")) / "badinputs"
 Case = dict[str, Any]
 IN_A_PROCESS = (
-    "onnx/cycle.onnx", "vnnlib/unbalanced_open.vnnlib", "ckpt/npy_object.npy", "ckpt/pickle_exec.pt",
+    "onnx/cycle.onnx",
+    "vnnlib/unbalanced_open.vnnlib",
+    "ckpt/npy_object.npy",
+    "ckpt/pickle_exec.pt",
 )
 
 
@@ -87,9 +90,7 @@ def test_is_one_line_and_exit_code_4(case: Case, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("case", [c for c in catalogue() if codes(c) != [4]], ids=name)
-def test_odd_but_valid_files_get_a_verdict(
-    case: Case, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_but_valid_files_get_a_verdict(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(command(case))
     out, err = capsys.readouterr()
     assert code in codes(case), err
@@ -100,14 +101,16 @@ def test_odd_but_valid_files_get_a_verdict(
     assert out.splitlines()[0] in words[code]
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in catalogue() if c["file"] in IN_A_PROCESS], ids=name
-)
+@pytest.mark.parametrize("case", [c for c in catalogue() if c["file"] in IN_A_PROCESS], ids=name)
 def test_the_same_in_a_process_of_its_own(case: Case, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "certify", *command(case)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 4
     check_error(case, done.stdout, done.stderr)

@@ -51,8 +51,14 @@ class Block(nn.Module):
 
 def resnet() -> tuple[nn.Module, Tensor]:
     model = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), Block(3, 3, 1),
-        Block(3, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+        nn.Conv2d(1, 3, 3, padding=1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        Block(3, 3, 1),
+        Block(3, 4, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     )
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -92,8 +98,15 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "multi-head attention": lambda: (Mixer(), torch.randn(1, 3, 4)),
     "group norm": made("group-norm"),
 }
-OPSETS = [("gelu mlp", 9), ("gelu mlp", 20), ("u-net", 9), ("resnet", 10), ("group norm", 11),
-          ("vision transformer", 14), ("vision transformer", 20)]
+OPSETS = [
+    ("gelu mlp", 9),
+    ("gelu mlp", 20),
+    ("u-net", 9),
+    ("resnet", 10),
+    ("group norm", 11),
+    ("vision transformer", 14),
+    ("vision transformer", 20),
+]
 
 
 def exported(module: nn.Module, example: Tensor, path: Path, opset: int) -> Path:
@@ -148,7 +161,8 @@ def test_outputs_agree_with_each_other_and_with_their_runtimes(roads: Roads) -> 
         ours, theirs = evaluate(torch_graph, points), evaluate(onnx_graph, points)
         wanted = torch.stack([module(x.float()) for x in points])
     session = onnxruntime.InferenceSession(
-        onnx_graph.source["bytes"], providers=["CPUExecutionProvider"])
+        onnx_graph.source["bytes"], providers=["CPUExecutionProvider"]
+    )
     feed = session.get_inputs()[0].name
     ran = np.stack([session.run(None, {feed: x.float().numpy()})[0] for x in points])
     torch.testing.assert_close(ours, theirs.reshape_as(ours), rtol=CLOSE, atol=CLOSE)

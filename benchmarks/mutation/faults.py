@@ -183,8 +183,8 @@ MUTATIONS = (
     Mutation(
         "crown: relaxation of the wrong example",
         f"{BOUNDS}/crown.py",
-        "found = step.rule.relax(step.site, None, *step.operands(self.bounds))",
-        "found = step.rule.relax(step.site, None, *step.operands("
+        "found = step.curve.relax(step.site, None, *step.operands(self.bounds))",
+        "found = step.curve.relax(step.site, None, *step.operands("
         "[None if b is None else Interval(b.lower[:1].expand_as(b.lower), "
         "b.upper[:1].expand_as(b.upper)) for b in self.bounds]))",
         (EVERY,),
@@ -262,22 +262,22 @@ MUTATIONS = (
     Mutation(
         "verdict: last row skipped",
         f"{BOUNDS}/decide.py",
-        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
-        "    return np.logical_or.reduceat(single, starts, axis=1)[:, :-1].all(axis=1)",
+        "np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "np.logical_or.reduceat(single, starts, axis=1)[:, :-1].all(axis=1)",
         (META, ANSWERS),
     ),
     Mutation(
         "verdict: any clause is enough",
         f"{BOUNDS}/decide.py",
-        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
-        "    return np.logical_or.reduceat(single, starts, axis=1).any(axis=1)",
+        "np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "np.logical_or.reduceat(single, starts, axis=1).any(axis=1)",
         (META, ANSWERS),
     ),
     Mutation(
         "verdict: every row of a clause is needed",
         f"{BOUNDS}/decide.py",
-        "    return np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
-        "    return np.logical_and.reduceat(single, starts, axis=1).all(axis=1)",
+        "np.logical_or.reduceat(single, starts, axis=1).all(axis=1)",
+        "np.logical_and.reduceat(single, starts, axis=1).all(axis=1)",
         (META,),
     ),
     Mutation(
@@ -313,7 +313,7 @@ MUTATIONS = (
         f"{CORE}/decimals.py",
         "lo, hi = (near, math.nextafter(near, math.inf)) if stored < exact else (",
         "lo, hi = (near, near) if stored < exact else (",
-        (TRAPS,),
+        ("tests/test_vnnlib.py",),
     ),
     Mutation(
         "self-test: flushed subnormals accepted",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import THREADS, run
+from benchmarks.child import THREADS, Finished, run
 from benchmarks.data import Reference
 
 METHODS = ("ibp", "crown-ibp", "crown", "forward", "alpha-20", "alpha")
@@ -32,40 +32,27 @@ class Effort:
 
     @property
     def options(self) -> list[str]:
+        """As command-line options."""
         return ["--repeats", str(self.repeats), "--budget", str(self.budget)]
 
 
-@dataclass(frozen=True)
-class Peer:
-    """The other library.
+def peer_python(place: str | None) -> str | None:
+    """The interpreter that has auto_LiRPA.
 
-    Attributes:
-        python: the interpreter that can import it.
-        path: folders to put on its import path.
+    Args:
+        place: an interpreter, a virtual environment, or a folder with one in ``venv``.
     """
-
-    python: str
-    path: str = ""
-
-
-def peer_at(place: str | None) -> Peer | None:
-    """The peer in a virtual environment, an interpreter, or a folder with ``venv`` and a checkout."""
     if place is None:
         return None
-    root = Path(place).expanduser().resolve()
-    candidates = [root, root / "bin" / "python", root / "venv" / "bin" / "python",
-                  root / ".venv" / "bin" / "python"]
-    # A virtual environment's interpreter is a link: following it would leave the environment.
-    python = next((p for p in [Path(place).expanduser().absolute(), *candidates[1:]] if p.is_file()), None)
+    root = Path(place).expanduser().absolute()  # not resolved: a link leads out of the environment
+    python = next((p for p in (root, root / "bin" / "python", root / "venv" / "bin" / "python")
+                   if p.is_file()), None)
     if python is None:
-        sys.exit(f"--peer {place}: no Python there; name a virtual environment, or a folder with one in venv/")
-    checkout = next((str(p) for p in (root, root / "auto_LiRPA") if (p / "auto_LiRPA").is_dir()
-                     and (p / "setup.py").is_file()), "")
-    peer = Peer(str(python), checkout)
-    found = _run_peer(peer, ["-c", "import auto_LiRPA"])
+        sys.exit(f"--peer {place}: no Python there; name a virtual environment or its interpreter")
+    found = run(["-c", "import auto_LiRPA, onnx"], python=str(python))
     if found.code:
-        sys.exit(f"--peer {place}: cannot import auto_LiRPA: {found.last_words}")
-    return peer
+        sys.exit(f"--peer {place}: {found.last_words}; install torch, onnx and auto_LiRPA there")
+    return str(python)
 
 
 def export(net: str, effort: Effort, target: Path) -> None:
@@ -78,18 +65,20 @@ def export(net: str, effort: Effort, target: Path) -> None:
 
 def ours(net: str, method: str, semantics: str, effort: Effort) -> dict[str, Any]:
     """Our measurement, or ``{"error": ...}``."""
-    return _record(run(["-m", "benchmarks.speed.ours", net, "--method", method, "--semantics", semantics,
-                        "--instances", effort.instances, *effort.options], timeout=_LONGEST))
+    return _record(run(["-m", "benchmarks.speed.ours", net, "--method", method,
+                        "--semantics", semantics, "--instances", effort.instances,
+                        *effort.options], timeout=_LONGEST))
 
 
 def theirs(
-    peer: Peer, reference: Reference, problems: Path, method: str, effort: Effort
+    python: str, reference: Reference, problems: Path, method: str, effort: Effort
 ) -> dict[str, Any] | None:
     """The peer's measurement, ``{"error": ...}``, or None where it has no such method."""
     if method == "alpha":
         return None
-    return _record(_run_peer(peer, ["-m", "benchmarks.speed.peer_runner", reference.onnx, problems,
-                                    "--method", method, "--threads", THREADS, *effort.options]))
+    return _record(run(["-m", "benchmarks.speed.peer_runner", reference.onnx, problems,
+                        "--method", method, "--threads", THREADS, *effort.options],
+                       timeout=_LONGEST, python=python))
 
 
 def published(net: str, method: str) -> dict[str, Any] | None:
@@ -98,17 +87,8 @@ def published(net: str, method: str) -> dict[str, Any] | None:
     return found
 
 
-def _run_peer(peer: Peer, arguments: list[Any]) -> Any:
-    from benchmarks.child import ROOT
-
-    extra = {"PYTHONPATH": f"{ROOT}:{peer.path}" if peer.path else str(ROOT)}
-    return run(arguments, timeout=_LONGEST, python=peer.python, extra=extra)
-
-
-def _record(finished: Any) -> dict[str, Any]:
+def _record(finished: Finished) -> dict[str, Any]:
     if finished.stopped:
         return {"error": f"stopped after {_LONGEST:.0f} s"}
-    records: list[dict[str, Any]] = finished.records()
-    if finished.code or not records:
-        return {"error": finished.last_words}
-    return records[-1]
+    records = finished.records()
+    return {"error": finished.last_words} if finished.code or not records else records[-1]

@@ -1,4 +1,4 @@
-"""CPU time of a call and memory of a process. Standard library only: every library uses this one."""
+"""CPU time of a call and memory of a process. Standard library only: both libraries use it."""
 
 from __future__ import annotations
 

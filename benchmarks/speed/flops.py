@@ -15,12 +15,14 @@ from certify.bounds.program import Program
 def by_definition(state: State, method: Method, alpha: Alpha, rows: int) -> float:
     """Of the passes that were run, had each been a full matrix pass: 2 per multiply-add.
 
-    An interval pass is two passes forward (centres, radii). A backward pass costs the affine steps
-    it crosses once per row; intermediate bounds take two rows per element. An optimiser's
-    iteration is a backward pass and its gradient, which is twice that.
+    An interval pass is two passes forward (centres, radii), a forward sweep two for every input
+    element. A backward pass costs the affine steps it crosses once per row; intermediate bounds
+    take two rows per element. An optimiser's iteration is a backward pass and its gradient, which
+    is twice that; that it may stop early is not counted.
     """
     program = state.program
-    total = 2.0 * _crossed(program, program.output)
+    columns = sum(math.prod(program.shape(i)) for i in program.inputs) if method.forward else 0
+    total = 2.0 * (1 + columns) * _crossed(program, program.output)
     for index, units in state.recipe.items():
         elements = sum(unit.index.numel() for unit in units if unit.slopes is None)
         optimised = sum(unit.index.numel() for unit in units if unit.slopes is not None)

@@ -29,7 +29,8 @@ class Network(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         data = path.read_bytes()
-        graph = onnx.load_model_from_string(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).graph
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        graph = onnx.load_model_from_string(data).graph
         missing = sorted({n.op_type for n in graph.node} - set(_OPERATORS) - {"Constant"})
         if missing:
             raise ValueError(f"the converter does not know {', '.join(missing)}")

@@ -42,12 +42,12 @@ def _problems(options: argparse.Namespace) -> list[Any]:
 
 
 def _measured(problems: list[Any], options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
     from benchmarks.child import THREADS
     from benchmarks.problems import VARIANTS, lower_bounds
     from benchmarks.speed.flops import as_run, by_definition
     from certify.bounds.methods import METHODS
-
-    import torch
 
     torch.set_num_threads(THREADS)
     base, last = resident_mb()[0], {}
@@ -77,8 +77,9 @@ def _export(problems: list[Any], path: str) -> None:
     arrays: dict[str, Any] = {"count": len(problems)}
     for i, problem in enumerate(problems):
         lower, upper = (np.asarray(end, np.float32) for end in problem.region.bounding_box())
-        arrays |= {f"lower{i}": lower, f"upper{i}": upper, f"C{i}": problem.rows.y.astype(np.float32),
-                   f"d{i}": problem.rows.bound, f"y{i}": replay(problem.network, (lower + upper) / 2)}
+        arrays |= {f"lower{i}": lower, f"upper{i}": upper, f"d{i}": problem.rows.bound,
+                   f"C{i}": problem.rows.y.astype(np.float32),
+                   f"y{i}": replay(problem.network, (lower + upper) / 2)}
     np.savez(path, **arrays)
 
 

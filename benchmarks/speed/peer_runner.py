@@ -22,7 +22,7 @@ _AGREE = 1e-4  # relative
 
 def main() -> None:
     """One measurement."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.peer_runner", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("onnx", type=Path)
     parser.add_argument("problems", type=Path, help="written by benchmarks.speed.ours --export")
     parser.add_argument("--method", choices=METHODS, default="crown")

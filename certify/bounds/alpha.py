@@ -8,10 +8,10 @@ own; the best value per row is kept, starting from the defaults, so the result i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +37,9 @@ class Alpha:
         settled: stop when three iterations together gained less than this share of everything
             gained so far.
         unit_iterations: most gradient steps for the intermediate bound of each neuron that
-            stays ambiguous. Every neuron optimises its own bound, so at convergence the result dominates
-            slopes optimised jointly for the final rows; 0 keeps CROWN's intermediate bounds.
+            stays ambiguous. Every neuron optimises its own bound, so at convergence the result
+            dominates slopes optimised jointly for the final rows; 0 keeps CROWN's intermediate
+            bounds.
     """
 
     iterations: int = 40
@@ -102,7 +103,7 @@ class _Variable:
 
 def optimise(
     state: State,
-    rows: Mapping[int, Tensor],
+    rows: Mapping[int, Tensor | UnitRows],
     settings: Alpha,
     done: Callable[[Tensor], bool] | None = None,
     *,
@@ -138,17 +139,19 @@ def optimise(
                 break
             _ascend(values, variables, rate, iteration + 1)
             rate *= settings.decay
-    assert best is not None  # noqa: S101 (narrowing only)
+    if best is None:
+        raise TypeError(f"{settings.iterations} iterations leave nothing to keep")
     return best, {i: tuple(v.whole(v.best) for v in group) for i, group in variables.items()}
 
 
 def optimise_units(state: State, index: int, chosen: Tensor, settings: Alpha) -> Slopes:
     """Slopes for the lower and upper bounds of elements ``chosen (B, R)`` of a step's result."""
-    rows: Any = {index: unit_rows(state, index, chosen)}
+    rows = {index: unit_rows(state, index, chosen)}
     return optimise(state, rows, settings, mirrored=True)[1]
 
 
-def _variables(state: State, rows: Mapping[int, Tensor], count: int) -> dict[int, list[_Variable]]:
+def _variables(state: State, rows: Iterable[int], count: int) -> dict[int, list[_Variable]]:
+    """The slopes of every step above ``rows`` (step indices) that leave something to choose."""
     program, found = state.program, {}
     above = frozenset().union(*(program.ancestors[i] for i in rows))
     with torch.no_grad():
@@ -165,7 +168,8 @@ def _variables(state: State, rows: Mapping[int, Tensor], count: int) -> dict[int
 
 
 def _variable(slope: Slope, count: int) -> _Variable:
-    start, low, high = torch.broadcast_tensors(*slope)
+    shape = np.broadcast_shapes(*(t.shape for t in slope))
+    start, low, high = (t.expand(shape) for t in slope)
     free = (high > low).reshape(-1, math.prod(high.shape[2:])).any(0).nonzero()[:, 0]
     small = Slope(*(per_row(t)[..., free] for t in (start, low, high)))
     value = small.start.expand(-1, count, -1).contiguous()

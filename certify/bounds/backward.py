@@ -21,6 +21,7 @@ from certify.bounds.program import Program, Step
 from certify.bounds.rounding import (
     UNIT64,
     Semantics,
+    absorbed_error,
     gamma,
     magnitude,
     relaxed_error,
@@ -40,7 +41,7 @@ Relax = Callable[[Step], Relaxation]
 
 @dataclass
 class Sweep:
-    """One backward pass in progress: ``row . result >= sum_i coefficients_i . value_i + bias - error``.
+    """One backward pass: ``row . result >= sum_i coefficients_i . value_i + bias - error``.
 
     Attributes:
         coefficients: by step index, what is still to be pulled back.
@@ -65,12 +66,7 @@ class Sweep:
             self._run(relax, stop)
 
     def _run(self, relax: Relax, stop: frozenset[int]) -> None:
-        while True:
-            ready = [i for i in self.coefficients if i not in stop and self.program.steps[i]]
-            if not ready:
-                return
-            step = self.program.steps[max(ready)]
-            assert step is not None  # noqa: S101 (narrowing only)
+        while (step := self._next(stop)) is not None:
             self.limits.check()
             if not step.affine and self.mirrored:
                 self._mirror()
@@ -79,6 +75,11 @@ class Sweep:
                 self._affine(step, rows)
             else:
                 self._relaxed(step, rows, relax(step))
+
+    def _next(self, stop: frozenset[int]) -> Step | None:
+        """The last step in order that still has to be pulled back."""
+        ready = [i for i in self.coefficients if i not in stop and self.program.steps[i]]
+        return self.program.steps[max(ready)] if ready else None
 
     def minimum(self, region: Region, inputs: Sequence[int]) -> Tensor:
         """Lower bounds ``(B, R)`` of the rows, with everything pulled back to ``inputs``."""
@@ -98,13 +99,14 @@ class Sweep:
         return self._close(region.minimum(whole, rigorous=self.semantics.rigorous))
 
     def box_minimum(self) -> Tensor:
-        """Lower bounds ``(B, R)``, concretised on the intervals of the steps where the pass stopped."""
+        """Lower bounds ``(B, R)`` over the intervals of the steps where the pass stopped."""
         if self.mirrored:
             self._mirror()
         total = torch.zeros_like(self.bias)
         for index, rows in self.coefficients.items():
             A, box = dense(rows), self.bounds[index]
-            assert box is not None  # noqa: S101 (narrowing only)
+            if box is None:
+                raise TypeError(f"step {index} has no bounds to concretise rows on")
             lower, upper = per_example(box.lower), per_example(box.upper)
             flat = per_row(A)
             found = _dot(flat.clamp(min=0), lower) + _dot(flat.clamp(max=0), upper)
@@ -133,13 +135,15 @@ class Sweep:
         terms = 1 if offset is None else offset[0].numel() + 4
         wide = gamma(terms, UNIT64) + 4 * self._unit  # summed in float64, then rounded
         quick = dot_rows(rows, offset, _plus(error, offset, wide) if rigorous else error)
+        signed: Tensor | None
+        size: Tensor | None
         if quick is not None:
             signed, size = (t.to(self.bias.dtype) for t in quick)
         else:
             signed = None if offset is None else _row_dot(rows, offset)
             error = _plus(error, offset, gamma(terms, self._unit)) if rigorous else error
             size = None if error is None else _size_dot(rows, error)
-        if offset is not None:
+        if offset is not None and signed is not None:
             self._add_bias(signed)
         if self.error is not None and size is not None:
             self.error = self.error + size
@@ -158,30 +162,39 @@ class Sweep:
 
     def _relaxed(self, step: Step, rows: Rows, relaxation: Relaxation) -> None:
         rows = dense(rows) if isinstance(rows, UnitRows) else rows
-        stray = self.errors.get(step.index)
-        rigorous = self.error is not None
-        if isinstance(relaxation, Lines):
-            cost = (
-                _total(relaxed_error(step, relaxation, self.bounds, True), stray)
-                if rigorous
-                else None
-            )
-            quick = relax_rows(rows, relaxation, cost)
-            if quick is not None:
-                if rigorous:
-                    self.error = self.error + quick[2].to(self.bias.dtype)
-                self._add_bias(quick[1].to(self.bias.dtype))
-                self._spread(step, (quick[0],))
-                return
-        if rigorous:
-            cost = _total(relaxed_error(step, relaxation, self.bounds, False), stray)
-            self.error = self.error + _size_dot(rows, cost.expand(-1, *step.site.shape))
-        found = None
-        if isinstance(rows, PatchRows) and isinstance(relaxation, Lines):
-            found = relax_patches(rows, relaxation)
-        parts, bias = ((found[0],), found[1]) if found else relaxation.backward(dense(rows))
+        lines = relaxation if isinstance(relaxation, Lines) else None
+        found = relax_rows(rows, lines, self._cost(step, relaxation, True)) if lines else None
+        size: Tensor | None
+        if found is not None:
+            part, bias, size = found
+            parts: Sequence[Rows | None] = (part,)
+            bias, size = bias.to(self.bias.dtype), size.to(self.bias.dtype)
+        else:
+            cost = self._cost(step, relaxation, False)
+            size = None if cost is None else _size_dot(rows, cost)
+            windows = relax_patches(rows, lines) if lines and isinstance(rows, PatchRows) else None
+            if windows is not None:
+                parts, bias = (windows[0],), windows[1]
+            else:
+                parts, bias = relaxation.backward(dense(rows))
+        if self.error is not None:
+            if lines is not None and lines.absorbs:
+                lost = absorbed_error(step, bias, self.bounds)
+                self.error = self.error + lost
+            if size is not None:
+                self.error = self.error + size
         self._add_bias(bias)
         self._spread(step, parts)
+
+    def _cost(self, step: Step, relaxation: Relaxation, wide_sums: bool) -> Tensor | None:
+        """Error per unit of |A| of a relaxation, ``(B, *shape)``; None for zero."""
+        if self.error is None:
+            return None
+        stray = self.errors.get(step.index)
+        if isinstance(relaxation, Lines) and relaxation.absorbs:
+            return stray
+        own = relaxed_error(step, relaxation, self.bounds, wide_sums)
+        return (own if stray is None else own + stray).expand(-1, *step.site.shape)
 
     def _spread(self, step: Step, parts: Sequence[Rows | None]) -> None:
         for source, part in zip(step.sources, parts, strict=True):
@@ -231,10 +244,6 @@ def _plus(error: Tensor | None, offset: Tensor | None, factor: float) -> Tensor 
         return error
     extra = offset.abs() * factor
     return extra if error is None else error + extra
-
-
-def _total(cost: Tensor, stray: Tensor | None) -> Tensor:
-    return cost if stray is None else cost + stray
 
 
 def _row_dot(rows: Rows, x: Tensor) -> Tensor:

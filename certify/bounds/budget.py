@@ -46,9 +46,10 @@ _CPU_TENSOR = 8 * 2**20  # bytes: larger tensors leave the caches and are mapped
 
 
 def row_chunks(program: Program, index: int, batch: int, rows: int, memory: int) -> Iterator[slice]:
-    """Slices of ``rows`` rows such that a backward pass from step ``index`` stays within ``memory``.
+    """Slices of ``rows`` rows, each small enough for a backward pass within ``memory``.
 
     Args:
+        index: the step the pass starts from.
         memory: bytes.
     """
     size = max(_elements(program, i) for i in program.ancestors[index])

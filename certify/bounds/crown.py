@@ -128,8 +128,9 @@ def tighten(
             continue
         with threads_for(4 * program.operations * region.batch):
             found, error = interval_step(step, state.bounds, semantics)
-        if plan.known is not None and plan.known[index] is not None:
-            found = intersect(found, _cast(plan.known[index], program))
+        known = None if plan.known is None else plan.known[index]
+        if known is not None:
+            found = intersect(found, _cast(known, program))
         state.bounds[index] = defined(found) if index in wanted else found
         if error is not None:
             state.errors[index] = error
@@ -144,7 +145,7 @@ def tighten(
 
 def row_bounds(
     state: State,
-    rows: Mapping[int, Tensor],
+    rows: Mapping[int, Tensor | UnitRows],
     slopes: Slopes | None = None,
     *,
     mirrored: bool = False,
@@ -152,7 +153,8 @@ def row_bounds(
     """Lower bounds ``(B, R)`` of rows over the region (and of their negations, if mirrored: 2R).
 
     Args:
-        rows: coefficients ``(B or 1, R, *shape)`` by step index; their sum is bounded.
+        rows: coefficients ``(B or 1, R, *shape)``, or unit rows, by step index; their sum is
+            bounded.
         slopes: slopes to use instead of the defaults, per nonlinear step.
     """
     sweep = state.sweep(rows)
@@ -222,8 +224,7 @@ def _to(program: Program, array: Any, outward: float) -> Tensor:
     return torch.where(inside, torch.nextafter(near, torch.full_like(near, outward)), near)
 
 
-def _cast(known: Interval | None, program: Program) -> Interval:
-    assert known is not None  # noqa: S101 (narrowing only)
+def _cast(known: Interval, program: Program) -> Interval:
     return Interval(known.lower.to(program.dtype), known.upper.to(program.dtype))
 
 
@@ -266,7 +267,8 @@ def _ambiguous(state: State, index: int) -> Tensor:
         rule = step.curve
         found = rule.ambiguous(step.site, box) if rule.ambiguous else box.upper > box.lower
         mask = found if mask is None else mask | found
-    assert mask is not None  # noqa: S101 (narrowing only)
+    if mask is None:
+        raise TypeError(f"step {index} is read by no nonlinear step")
     return per_example(mask)
 
 
@@ -300,7 +302,7 @@ def _apply(state: State, index: int, unit: UnitPass) -> None:
     """Run one pass and intersect what it finds with what is known."""
     box = state.box(index)
     rows = unit_rows(state, index, unit.index)
-    found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)  # type: ignore[dict-item]
+    found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)
     low, high = found.chunk(2, 1)
     lower, upper = per_example(box.lower), per_example(box.upper)
     lower = lower.scatter(1, unit.index, torch.fmax(low, rows.pick(lower)))

@@ -1,4 +1,4 @@
-"""Does a method prove a specification? Searched fast, then proved with all rounding accounted for."""
+"""Does a method prove a specification? Searched fast, then proved with all rounding charged."""
 
 from __future__ import annotations
 
@@ -190,8 +190,7 @@ def refuted(rows: Rows, margins: np.ndarray) -> np.ndarray:
     """Examples ``(B,)`` for which every clause has a refuted row; NaN refutes nothing."""
     single = np.where(rows.strict, margins >= 0, margins > 0)
     starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
-    found: np.ndarray = np.logical_or.reduceat(single, starts, axis=1).all(axis=1)
-    return found
+    return np.asarray(np.logical_or.reduceat(single, starts, axis=1).all(axis=1))
 
 
 def clause_margins(rows: Rows, margins: np.ndarray) -> np.ndarray:
@@ -232,7 +231,7 @@ def _prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -
 
 
 def _row_map(program: Program, question: Question) -> dict[int, Tensor]:
-    """Coefficients ``(B, R, *shape)`` by step: of the output, and of the inputs where rows name them."""
+    """Coefficients ``(B, R, *shape)`` by step: of the output, and of inputs that rows name."""
     B, R = question.bound.shape
     y = torch.as_tensor(np.ascontiguousarray(question.rows.y)).to(
         dtype=program.dtype, device=program.device
@@ -245,7 +244,7 @@ def _row_map(program: Program, question: Question) -> dict[int, Tensor]:
             .to(dtype=program.dtype, device=program.device)
             .expand(B, -1, -1)
         )
-        for index, part in zip(program.inputs, x.split(sizes, dim=-1), strict=True):
+        for index, part in zip(program.inputs, torch.split(x, sizes, dim=-1), strict=True):
             found[index] = part.reshape(B, R, *program.shape(index))
     return found
 

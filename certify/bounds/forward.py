@@ -30,9 +30,10 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """``low x + low_c <= value <= up x + up_c``: slopes ``(B, n, *shape)``, n inputs; offsets ``(B, *shape)``.
+    """``low x + low_c <= value <= up x + up_c``, with x the n inputs.
 
-    ``size`` bounds the terms of both over the region, ``(B, *shape)``: what rounding is relative to.
+    Slopes are ``(B, n, *shape)``, offsets ``(B, *shape)``. ``size (B, *shape)`` bounds the terms of
+    both over the region: what rounding is relative to.
     """
 
     low: Tensor
@@ -76,6 +77,7 @@ class ForwardState(State):
 
     @property
     def unit(self) -> float:
+        """Unit roundoff of the program's precision."""
         return unit_of(self.program.dtype)
 
 
@@ -217,7 +219,7 @@ def _minimum(state: State, slope: Tensor) -> Tensor:
     """Minimum over the region of ``slope (B, R, n) . x``."""
     program = state.program
     shapes = [program.shape(i) for i in program.inputs]
-    parts = slope.split([math.prod(s) for s in shapes], dim=-1)
+    parts = torch.split(slope, [math.prod(s) for s in shapes], dim=-1)
     shaped = tuple(p.reshape(*p.shape[:2], *s) for p, s in zip(parts, shapes, strict=True))
     whole: Any = shaped if isinstance(state.region, Product) else shaped[0]
     return state.region.minimum(whole, rigorous=state.semantics.rigorous)

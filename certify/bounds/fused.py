@@ -22,7 +22,10 @@ from certify.ops.families import Lines
 
 
 def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tensor, Tensor] | None:
-    """Rows through elementwise lines: new rows, bias and ``|A| . cost``, the last two ``(B, R)`` float64."""
+    """Rows through elementwise lines: new rows, then bias and ``|A| . cost``.
+
+    Bias and cost are ``(B, R)`` float64.
+    """
     values = rows.values if isinstance(rows, PatchRows) else rows
     if (
         len(lines.low) != 1
@@ -56,7 +59,10 @@ def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tenso
 def dot_rows(
     rows: Any, first: Tensor | None, second: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """``(A . first, |A| . second)``, each ``(B, R)`` float64, for ``(B or 1, *shape)`` vectors or None."""
+    """``(A . first, |A| . second)``, each ``(B, R)`` float64.
+
+    ``first, second`` are ``(B or 1, *shape)``, or None for zero.
+    """
     values = rows.values if isinstance(rows, PatchRows) else rows
     if not isinstance(values, Tensor) or not kernels.usable(values):
         return None
@@ -76,7 +82,7 @@ def dot_rows(
 
 
 class _Order:
-    """The memory order of rows, and vectors brought into it: channels last, or as the shape says."""
+    """The memory order of rows and vectors brought into it: channels last, or the shape's."""
 
     def __init__(self, rows: Any, shape: tuple[int, ...]) -> None:
         self.source, self.shape = rows, shape
@@ -111,7 +117,7 @@ class _Order:
 
 
 def box_rows(rows: Any, region: Region) -> Tensor | None:
-    """Rigorous minimum ``(B, R)``, float64, of rows over a box, without writing them out densely."""
+    """Rigorous minimum ``(B, R)``, float64, of rows over a box, not written out densely."""
     if not isinstance(region, BoxShaped):
         return None
     values = rows.values if isinstance(rows, PatchRows) else rows

@@ -44,12 +44,15 @@ class PatchRows:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Height and width of every window."""
         return self.values.shape[2], self.values.shape[3]
 
     def zeros(self) -> Tensor:
+        """One zero per row, ``(B, R)``."""
         return self.values.new_zeros(self.top.shape)
 
     def abs(self) -> PatchRows:
+        """The rows with absolute coefficients."""
         return replace(self, values=self.values.abs())
 
     def mirrored(self) -> PatchRows:
@@ -90,6 +93,7 @@ class PatchRows:
         return (self.values * self.windows(maps)).flatten(2).sum(-1)
 
     def scaled(self, maps: Tensor) -> PatchRows:
+        """Each coefficient times the element of ``maps (B or 1, *shape)`` it belongs to."""
         return replace(self, values=self.values * self.windows(maps))
 
     def plus(self, other: PatchRows) -> PatchRows | None:
@@ -107,7 +111,10 @@ class PatchRows:
 
 
 def relax_patches(rows: PatchRows, lines: Lines) -> tuple[PatchRows, Tensor] | None:
-    """Patches through an elementwise relaxation: new patches and a bias ``(B, R)``; None if not so simple."""
+    """Patches through an elementwise relaxation: new patches and a bias ``(B, R)``.
+
+    None where the lines differ from row to row, or the operator has several operands.
+    """
     low, up = lines.low[0], lines.up[0]
     constants = [t for t in (low, up, lines.low_c, lines.up_c) if t is not None]
     if len(lines.low) != 1 or any(t.shape[1] != 1 for t in constants):
@@ -148,7 +155,8 @@ def pull_patches(step: Step, rows: Any) -> tuple[Any, ...] | None:
 
 def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
     site, weight = step.site, step.constants[1]
-    assert weight is not None  # noqa: S101 (narrowing only)
+    if weight is None:
+        raise TypeError(f"{site.name}: the convolution's weight is not a constant")
     window, groups = window_of(site.attrs, 2), int(site.attrs.get("groups", 1))
     (sy, sx), (py, px), (dy, dx) = window.strides, window.begins, window.dilations
     H, W = site.shapes[0][-2:]

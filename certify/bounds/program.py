@@ -140,8 +140,9 @@ class Program:
         """Per step, the steps that read it."""
         found: list[list[int]] = [[] for _ in self.steps]
         for step in self.steps:
-            for source in step.variables if step else ():
-                found[source].append(step.index)
+            if step is not None:
+                for source in step.variables:
+                    found[source].append(step.index)
         return tuple(tuple(f) for f in found)
 
     @cached_property
@@ -249,18 +250,18 @@ def to_tensor(array: Any) -> Tensor:
     """A tensor of the same numbers; a tensor is returned as it is, a read-only array is copied."""
     if isinstance(array, torch.Tensor):
         return array
-    array = np.asarray(array)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    plain = np.asarray(array)
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
 
 
 def _tensor(name: str, array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    array = to_tensor(array)
-    if not array.is_floating_point():
-        return array.to(device)
-    moved = array.to(device=device, dtype=dtype)
+    given = to_tensor(array)
+    if not given.is_floating_point():
+        return given.to(device)
+    moved = given.to(device=device, dtype=dtype)
     if (
-        moved.dtype != array.dtype
-        and bool(array.isfinite().all())
+        moved.dtype != given.dtype
+        and bool(given.isfinite().all())
         and not bool(moved.isfinite().all())
     ):
         raise BadInput(f"constant {name!r} does not fit {dtype}; use float64")

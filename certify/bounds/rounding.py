@@ -39,6 +39,7 @@ class Semantics(Enum):
 
     @property
     def rigorous(self) -> bool:
+        """Whether a bound in these semantics may carry a proof."""
         return self is not Semantics.SEARCH
 
 
@@ -65,7 +66,8 @@ def affine_error(
 
     Returns:
         ``(w, r)``, each ``(B, *shape)`` or None for zero: ``w`` bounds our own rounding (forward
-        and transposed; the sum ``A . b`` over all elements is charged where it is formed), ``r`` the rounding of a float32 implementation of the step.
+        and transposed; the sum ``A . b`` over all elements is charged where it is formed), ``r``
+        the rounding of a float32 implementation of the step.
     """
     rule: Any = step.rule
     forward, back = rule.summands(step.site)
@@ -99,6 +101,14 @@ def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any, wide_sums: bo
     summing = gamma(math.prod(step.site.shape) + terms, UNIT64 if wide_sums else unit)
     error = gamma(terms, unit) * total + (summing + 8 * unit) * constant
     return error + terms * _SLACK[step.like.dtype]
+
+
+def absorbed_error(step: Step, bias: Tensor, bounds: Any) -> Tensor:
+    """What the bias ``(B, R)`` of lines that absorb rounding may have lost: terms of one sign."""
+    elements = math.prod(step.site.shape)
+    reach = magnitude(bounds[step.variables[0]]).max().clamp(min=1.0)  # for underflowed products
+    slack = elements * _SLACK[step.like.dtype] * reach
+    return bias.abs() * gamma(elements + 8, unit_of(step.like.dtype)) + slack
 
 
 def deployed_error(step: Step, result: Interval, semantics: Semantics) -> Tensor | None:

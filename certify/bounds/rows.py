@@ -27,6 +27,7 @@ class UnitRows:
     like: Tensor
 
     def zeros(self) -> Tensor:
+        """One zero per row, ``(B, R)``."""
         return self.like.new_zeros(self.index.shape)
 
     def dense(self) -> Tensor:
@@ -53,7 +54,7 @@ def dense(rows: Any) -> Tensor:
 
 
 def pull_unit_rows(step: Step, rows: UnitRows) -> tuple[Any, ...] | None:
-    """Unit rows through an affine step without a matrix product; None where there is no short cut."""
+    """Unit rows through an affine step without a matrix product; None where none is at hand."""
     name, site = step.op.name, step.site
     if name == "reshape" or (
         name in ("add", "sub") and site.varies == (True, False) and site.shapes[0] == site.shape

@@ -40,7 +40,8 @@ def _flushing(device: torch.device) -> None:
     half = torch.tensor([0.5, 2.0**-60], dtype=torch.float64, device=device)
     if bool((tiny * half == 0).any()):
         raise BrokenArithmetic(
-            "subnormal numbers are flushed to zero in this process; undo torch.set_flush_denormal(True)"
+            "subnormal numbers are flushed to zero in this process; "
+            "undo torch.set_flush_denormal(True)"
         )
 
 

@@ -62,9 +62,11 @@ def _regions() -> list[str]:
 
 
 def _onnx() -> list[str]:
+    """Operators with a record, and those that are settled while a model is read."""
+    from certify.importers.onnx_builtin import BUILTINS
     from certify.ops import load
 
-    return sorted(load().onnx)
+    return sorted({*load().onnx, *BUILTINS})
 
 
 def _aten() -> list[str]:

@@ -58,18 +58,22 @@ class Graph:
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
+        """Nodes by name; constants are not among them."""
         return {node.name: node for node in self.nodes}
 
     @cached_property
     def inputs(self) -> tuple[Node, ...]:
+        """The model's inputs, in its own order."""
         return tuple(node for node in self.nodes if node.op == INPUT)
 
     @property
     def input_shapes(self) -> tuple[Shape, ...]:
+        """The inputs' shapes for one example, in the order of `inputs`."""
         return tuple(node.shape for node in self.inputs)
 
     @property
     def output_shape(self) -> Shape:
+        """The output's shape for one example."""
         return self.by_name[self.output].shape
 
     def node(self, name: str) -> Node:

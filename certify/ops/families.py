@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from certify.core.graph import Shape
 from certify.ops.record import REGISTRY, AffineRule, Interval, Op, Site
@@ -126,8 +126,12 @@ class Lines:
 
     Every tensor is ``(B, 1 or R, *result shape)``-broadcastable; None stands for zero. ``shapes``
     are the operand shapes (None where constant).
+
+    ``absorbs``: rounding in `backward`'s coefficients is harmless, and all terms of its bias have
+    one sign, so that the bias itself tells what its sum may have lost.
     """
 
+    absorbs: ClassVar[bool] = False
     site: Site
     low: tuple[Tensor | None, ...]
     low_c: Tensor | None

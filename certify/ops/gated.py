@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from certify.core.errors import Unsupported
+from certify.ops.arguments import scaled
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.curve import Curve, Table
 from certify.ops.oracle import Tail
@@ -137,6 +138,14 @@ def _translate_gelu(b: Builder, call: Call) -> Value:
     return b.add(names[mode], call.arg(0), name=call.name)
 
 
+def _swish(b: Builder, call: Call) -> Value:
+    """``x sigmoid(alpha x)``; the importers find the SiLU in the product."""
+    x, alpha = call.arg(0), float(call.attr("alpha", 1.0))
+    if alpha == 1:
+        return b.add("silu", x, name=call.name)
+    return b.add("mul", x, b.add("sigmoid", scaled(b, x, alpha)), name=call.name)
+
+
 scalar(
     "gelu",
     torch_function("gelu"),
@@ -146,7 +155,14 @@ scalar(
     summary="x times the normal distribution function",
 )
 scalar("gelu_tanh", _gelu_tanh_forward, _gelu_tanh, summary="GELU by its tanh approximation")
-scalar("silu", torch_function("silu"), _silu, aten=inplace("silu"), summary="x sigmoid(x)")
+scalar(
+    "silu",
+    torch_function("silu"),
+    _silu,
+    onnx={"Swish": _swish},
+    aten=inplace("silu"),
+    summary="x sigmoid(x)",
+)
 scalar(
     "mish",
     torch_function("mish"),

@@ -198,7 +198,7 @@ def _clamp_max(b: Builder, call: Call) -> Value:
 
 
 def _clamp_tensor(b: Builder, call: Call) -> Value:
-    """Limits of any shape, or none: the larger of x and the one, the smaller of that and the other."""
+    """Limits of any shape, or none: the smaller of the second and what the first leaves of x."""
     found: Value = call.arg(0)
     for index, op in ((1, "maximum"), (2, "minimum")):
         limit = call.arg(index)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 class ReluLines(Lines):
     """``low x <= relu(x) <= up x + up_c``: `Lines` without a lower intercept, in fewer passes.
 
-    The coefficient is one product, so rounding keeps it between 0 and A: still a valid slope.
+    A coefficient is one product. Rounded, it is still A times a slope between 0 and 1 below, and A
+    times a slope that the upper intercept allows for: nothing is lost.
     """
+
+    absorbs = True
 
     def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
         """See `Relaxation.backward`."""
@@ -72,7 +75,8 @@ def _relu_relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> A
     c = torch.maximum(up * (-left).clamp(max=info.max), (1 - up) * right)
     # Unless proven stable; a NaN bound is not, and stays NaN.
     unstable = ~(active | (high <= 0))
-    c = torch.where(unstable, c * (1 + 4 * info.eps) + info.tiny, 0.0)
+    # Enough for any slope within a rounding of this one: see `ReluLines.absorbs`.
+    c = torch.where(unstable, c * (1 + 4 * info.eps) + 2 * info.eps * up * right + info.tiny, 0.0)
     c = torch.where(unstable & (high == torch.inf), torch.inf, c)
     slope = (high > -low).to(low.dtype) if slopes is None else slopes[0]
     return ReluLines(site, (slope,), None, (up,), c)

@@ -18,7 +18,9 @@ def short_match(graph: Graph, node: Node) -> tuple[str, str] | None:
     if node.op != "mul":
         return None
     for base, other in (node.inputs, node.inputs[::-1]):
-        if base in graph.by_name and _one_plus_size(graph, _operand(graph, other, "reciprocal"), base):
+        if base in graph.by_name and _one_plus_size(
+            graph, _operand(graph, other, "reciprocal"), base
+        ):
             return "softsign", base
     return None
 

@@ -37,9 +37,7 @@ def _threshold(at: float, below: float) -> Corners:
         crossing = (low <= at) & (high >= at)
         yield from _limits(f, low, (at, below, crossing), (at, at, crossing & (high > at)))
 
-    return Corners(
-        f, df, right=LINE, low=min(at, below), monotone=int(below <= at), points=points
-    )
+    return Corners(f, df, right=LINE, low=min(at, below), monotone=int(below <= at), points=points)
 
 
 def _shrink_forward(x: Tensor, lambd: float, bias: float) -> Tensor:
@@ -58,8 +56,12 @@ def _shrink(lambd: float, bias: float) -> Corners:
 
     def points(sign: int, low: Tensor, high: Tensor) -> Iterator[Point]:
         left, right = ((low <= z) & (high >= z) for z in (-lambd, lambd))
-        yield from _limits(f, low, (-lambd, 0.0, left), (-lambd, bias - lambd, left & (low < -lambd)))
-        yield from _limits(f, low, (lambd, 0.0, right), (lambd, lambd - bias, right & (high > lambd)))
+        yield from _limits(
+            f, low, (-lambd, 0.0, left), (-lambd, bias - lambd, left & (low < -lambd))
+        )
+        yield from _limits(
+            f, low, (lambd, 0.0, right), (lambd, lambd - bias, right & (high > lambd))
+        )
 
     # A difference is rounded, unless it is 0.
     size = None if bias == 0 else lambda z, value: (z.abs() + abs(bias)) * (value != 0)
