@@ -12,9 +12,9 @@ _TIMES = ("net", "method", "ours CPU ms", "wall ms", "real CPU ms", "peer CPU ms
           "ours/peer", "ours MB", "real MB", "peer MB", "margin", "peer margin")
 _FLOORS = ("net", "method", "MFLOP as run", "by definition", "floor ms", "ours/floor",
            "real floor ms", "real/floor")
-_ABOUT = f"""CPU milliseconds of one call after warm-up: lower bounds of the specification's rows with
-every intermediate bound, model and property already read. *ours* is plain float32, the arithmetic of
-the peer; *real* is float64 with all rounding accounted for.
+_ABOUT = f"""CPU milliseconds of one call after warm-up: lower bounds of the specification's rows
+with every intermediate bound, model and property already read. *ours* is plain float32, the
+arithmetic of the peer; *real* is float64 with all rounding accounted for.
 
 * Peer: auto_LiRPA in the same run. Published: {PUBLISHED['source']}. ours/peer takes the same run
   where there is one, else the published number.
@@ -22,8 +22,8 @@ the peer; *real* is float64 with all rounding accounted for.
 * MB: resident memory at its largest. Margin: mean over the rows of the first instance.
 * A star: one call took too long to repeat, or to repeat after warm-up."""
 _FLOOR = """Floor: what the matrix products and convolutions that really ran would take at the
-measured rate of a large product, in CPU milliseconds. By definition: MFLOP had every pass been a full
-matrix pass and every optimiser used all its steps."""
+measured rate of a large product, in CPU milliseconds. By definition: MFLOP had every pass been a
+full matrix pass and every optimiser used all its steps."""
 
 
 def report(machine: dict[str, Any], cells: list[dict[str, Any]]) -> str:
@@ -54,7 +54,8 @@ def _times(cell: dict[str, Any]) -> list[Any]:
     return [
         cell["net"], cell["method"], _starred(search), search.get("wall_ms"), _starred(real),
         _starred(peer), known.get("cpu_ms"), mine / base if mine and base else None,
-        search.get("peak_mb"), real.get("peak_mb"), memory, search.get("margin"), peer.get("margin"),
+        search.get("peak_mb"), real.get("peak_mb"), memory, search.get("margin"),
+        peer.get("margin"),
     ]
 
 

@@ -1,1 +1,1 @@
-"""Margins of every method against another library's."""
+"""How tight every method is, beside another library."""
