@@ -287,10 +287,13 @@ def _bound_stages(run: _Climb) -> Iterator[None]:
 
 
 def unguaranteed_here(run: _Climb) -> list[str]:
-    """Operators that stand in the way of a claim in the semantics asked for."""
+    """What stands in the way of a claim in the semantics asked for."""
     if run.means.semantics is not Semantics.FLOAT32:
         return []
-    return unguaranteed(prepare(run.graph, torch.float64, run.means.device))
+    names = unguaranteed(prepare(run.graph, torch.float64, run.means.device))
+    if not prepare(run.graph, torch.float32, run.means.device).exact:
+        names.append("arithmetic between constants, which a runtime does in float32")
+    return names
 
 
 def _outcome(run: _Climb, verdict: Verdict, reason: str) -> Outcome:

@@ -11,7 +11,8 @@ from certify.cli.arguments import add_computation, interval, radius
 from certify.cli.inputs import about, device_named, read_model
 from certify.cli.streams import result, say
 from certify.cli.table import as_json, as_table
-from certify.core.errors import UsageError
+from certify.core.errors import BadInput, UsageError
+from certify.importers.files import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,21 +52,22 @@ def run(options: argparse.Namespace) -> int:
     region = _region(options, load_array(options.input))
     coefficients, names = _rows(options.rows, network.output_shape)
     device = device_named(options.device)
-    from certify.bounds.methods import Settings, bound
+    from certify.bounds.methods import Settings, bound, fit
 
     settings: dict[str, Any] = {"semantics": options.semantics, "device": device}
-    if options.method == "forward":
-        del settings["semantics"]  # has no rounding-safe form; the table says so
     if options.memory is not None:
         settings["memory"] = options.memory
     started = time.monotonic()
     with about(options.model, options.input):
+        region = fit(region, network)
+        if region.batch != 1:
+            raise BadInput(f"holds {region.batch} examples; give one, or use certify.bound in Python")
         found = bound(network, region, options.method, coefficients, settings=Settings(**settings))
     lower = found.lower.detach().cpu().numpy().reshape(-1)
     upper = found.upper.detach().cpu().numpy().reshape(-1)
     seconds = time.monotonic() - started
-    facts = {"method": options.method, "semantics": settings.get("semantics", "search"),
-             "device": device, "seconds": round(seconds, 3)}
+    facts = {"method": options.method, "semantics": options.semantics, "device": device,
+             "seconds": round(seconds, 3)}
     result(as_json(facts, names, lower, upper) if options.json else as_table(names, lower, upper))
     if not options.quiet:
         say(", ".join(f"{key} {value}" for key, value in facts.items()))
@@ -90,10 +92,7 @@ def _rows(text: str | None, shape: tuple[int, ...]) -> tuple[Any, list[str]]:
     if text is None:
         return None, [f"Y_{i}" for i in range(size)]
     if text.endswith((".npy", ".npy.gz")):
-        from certify.importers.checkpoints import load_array
-
-        C = load_array(text)
-        return C.astype(np.float64), [f"row {i}" for i in range(len(C))]
+        return _rows_in(text, shape)
     names = text.split(",")
     coefficients = np.zeros((len(names), size))
     for row, name in zip(coefficients, names, strict=True):
@@ -105,6 +104,24 @@ def _rows(text: str | None, shape: tuple[int, ...]) -> tuple[Any, list[str]]:
         for index, sign in zip(chosen, (1.0, -1.0), strict=False):
             row[index] += sign
     return coefficients, [_label(n) for n in names]
+
+
+def _rows_in(path: str, shape: tuple[int, ...]) -> tuple[Any, list[str]]:
+    """Coefficients in a file: one row, ``(R, outputs)`` or ``(R, *shape)``."""
+    import math
+
+    import numpy as np
+
+    from certify.importers.checkpoints import load_array
+
+    C, size = load_array(path).astype(np.float64), math.prod(shape)
+    if C.shape == (size,):
+        C = C[None]
+    fits = C.ndim > 0 and len(C) > 0 and C.shape[1:] in ((size,), shape)
+    if not fits:
+        raise BadInput(f"{shown(path)}: coefficients of shape {C.shape} do not fit {size} outputs; "
+                       f"give (rows, {size})")
+    return C.reshape(len(C), size), [f"row {i}" for i in range(len(C))]
 
 
 def _label(name: str) -> str:

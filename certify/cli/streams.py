@@ -91,10 +91,15 @@ def check_target(path: str | None, device: bool = False) -> None:
         reason = "its folder does not exist"
     elif Path(path).is_dir():
         reason = "it is a folder"
-    elif Path(path).exists() and not Path(path).is_file() and not device:
+    elif not device and (Path(path).is_symlink() or _is_odd(Path(path))):
         reason = "it is not a regular file"
     if reason:
         raise CannotWrite(f"{one_line(path, 120)}: cannot be written: {reason}")
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether something other than a regular file is there."""
+    return path.exists() and not path.is_file()
 
 
 def _abandon(stream: IO[str]) -> None:

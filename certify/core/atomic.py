@@ -14,12 +14,13 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place, flush it to the disk, then move it there.
 
     Raises:
-        CannotWrite: any failure of the file system, or something other than a file in that place
-            (moving there would replace a device); what was at ``path`` is then untouched.
+        CannotWrite: any failure of the file system, or something other than a regular file in that
+            place: moving there would replace a device, or a link such as ``/dev/stdout``. What was
+            at ``path`` is then untouched.
     """
     try:
         spare = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        if path.exists() and not path.is_file():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise CannotWrite(f"{one_line(path, 120)}: cannot be written: not a regular file")
     except (OSError, ValueError):
         raise CannotWrite(f"{one_line(path, 120)}: not a file name") from None

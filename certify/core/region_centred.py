@@ -75,11 +75,11 @@ class Centred(Region):
     def _fitted(self, shape: Shape) -> Self:
         """The same region with arrays that broadcast against ``(B, *shape)``; not yet checked."""
         name = type(self).__name__
+        center = fit(self.center, shape, f"{name}: center")
         clip = self.clip and tuple(fit_side(c, self.center, shape, f"{name}: clip")
                                    for c in self.clip)
         size = fit_side(self.size, self.center, shape, f"{name}: {self.size_field}")
-        return self._with(shape=shape, center=fit(self.center, shape, name), clip=clip,
-                          **{self.size_field: size})
+        return self._with(shape=shape, center=center, clip=clip, **{self.size_field: size})
 
     def _arrays(self) -> Sequence[tuple[str, Array]]:
         sides = zip(("clip.0", "clip.1"), self.clip or (), strict=False)
