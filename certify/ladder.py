@@ -14,48 +14,23 @@ from certify.bounds import evaluate
 from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits, OutOfTime
 from certify.bounds.crown import Plan, input_boxes, tighten
-from certify.bounds.decide import Decision, Means, Question, clause_margins, decide
+from certify.bounds.decide import Decision, Means, clause_margins, decide
 from certify.bounds.program import prepare
 from certify.bounds.rounding import Semantics, unguaranteed
 from certify.core.certificate import Counterexample, Verdict
 from certify.core.claim import Case
 from certify.core.errors import UsageError
 from certify.core.graph import Graph
-from certify.core.region import Box, Product, Region
-from certify.core.spec import Spec
 from certify.search.attack import AttackSettings, attack
 from certify.search.replay import confirm
 from certify.settings import Options
+from certify.targets import Target, groups, own_spec, question
 
-_LARGEST_GROUP = 256  # examples bounded together
-_GROUP_OPERATIONS = 4e8  # about this many per step of a group
 _LOOKED_AT_FIRST = 32  # targets attacked before any bound
 _ATTACK_SECONDS = 20.0  # the last attack gives up after this long
 _LEAST_MEMORY = 2**26
 # Margins this close to unsafe, relative to the thresholds, are worth running the model.
 _NEAR = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One example to decide.
-
-    Attributes:
-        case, example: where it stands in the claim.
-        region: batch 1, fitted to the network.
-        place: what a counterexample must lie in: the region, or a property file's exact box.
-    """
-
-    case: int
-    example: int
-    region: Region
-    spec: Spec
-    place: Any
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The target's place in the claim."""
-        return self.case, self.example
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +92,7 @@ class _Climb:
                     return
 
     def _candidates(self, target: Target, settings: AttackSettings, until: float) -> Iterator[Any]:
-        spec = target.spec if target.spec.batch == 1 else _own_spec(target)
+        spec = target.spec if target.spec.batch == 1 else own_spec(target)
         seed = self.options.seed + 7919 * target.case + target.example
         for candidate in attack(
             self.graph, target.region, spec, deadline=until, seed=seed, settings=settings
@@ -129,7 +104,7 @@ class _Climb:
         """Try to prove the open targets."""
         before = time.monotonic()
         self.last = method
-        for group in _groups(self.graph, self.open):
+        for group in groups(self.graph, self.open):
             decision = self._decide(group, method)
             best = clause_margins(group[0].spec.rows(), decision.margins).min(axis=1)
             for i, target in enumerate(group):
@@ -151,7 +126,7 @@ class _Climb:
         while True:
             try:
                 return decide(
-                    self.graph, _question(group), method, replace(self.means, limits=limits)
+                    self.graph, question(group), method, replace(self.means, limits=limits)
                 )
             except (MemoryError, RuntimeError) as problem:
                 if not _is_memory(problem) or limits.memory <= _LEAST_MEMORY:
@@ -347,59 +322,6 @@ def _first_infinite(run: _Climb) -> str:
         if box is not None and not bool(box.lower.isfinite().all() and box.upper.isfinite().all()):
             return f"node {node.name!r} ({node.op})"
     return "the specification's rows"
-
-
-def _own_spec(target: Target) -> Spec:
-    """The target's rows of a specification that has rows per example."""
-    clauses = tuple(
-        replace(c, y=c.y[target.example : target.example + 1] if len(c.y) > 1 else c.y)
-        for c in target.spec.clauses
-    )
-    return Spec(clauses, target.spec.num_outputs)
-
-
-def _question(group: list[Target]) -> Question:
-    """One batched question from targets of equal structure."""
-    specs = [t.spec if t.spec.batch == 1 else _own_spec(t) for t in group]
-    rows = [s.rows() for s in specs]
-    bound = np.stack([r.bound for r in rows])
-    if len(group) == 1:
-        return Question(group[0].region, rows[0], bound)
-    y = np.concatenate([r.y for r in rows])
-    x = None if rows[0].x is None else np.concatenate([r.x for r in rows if r.x is not None])
-    return Question(_stacked([t.region for t in group]), rows[0]._replace(y=y, x=x), bound)
-
-
-def _stacked(regions: list[Region]) -> Region:
-    first = regions[0]
-    if isinstance(first, Product):
-        columns = zip(*(r.parts for r in regions if isinstance(r, Product)), strict=True)
-        return Product(tuple(_stacked(list(column)) for column in columns))
-    boxes = [r for r in regions if isinstance(r, Box)]
-    if first.shape is None:
-        raise TypeError("a target's region has no shape: fit it to the network first")
-    lower = np.concatenate([np.asarray(b.lower) for b in boxes])
-    upper = np.concatenate([np.asarray(b.upper) for b in boxes])
-    return Box(lower, upper).batched(first.shape)
-
-
-def _groups(graph: Graph, targets: list[Target]) -> Iterator[list[Target]]:
-    """Targets that can be bounded in one batch: boxes, with rows of one structure."""
-    size = max(1, min(_LARGEST_GROUP, int(_GROUP_OPERATIONS / prepare(graph).operations)))
-    groups: dict[Any, list[Target]] = {}
-    for target in targets:
-        rows = target.spec.rows()
-        same = (rows.y.shape[1:], rows.x is None, rows.group.tobytes(), rows.strict.tobytes())
-        key: Any = (*same, None) if _is_boxes(target.region) else (*same, target.key)
-        groups.setdefault(key, []).append(target)
-    for group in groups.values():
-        yield from (group[i : i + size] for i in range(0, len(group), size))
-
-
-def _is_boxes(region: Region) -> bool:
-    if isinstance(region, Product):
-        return all(_is_boxes(p) for p in region.parts)
-    return type(region) is Box and isinstance(region.lower, np.ndarray)
 
 
 def _is_memory(problem: BaseException) -> bool:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from certify.core.graph import Graph
     from certify.core.spec import Spec
     from certify.importers.vnnlib import VnnlibQuery
-    from certify.ladder import Outcome, Target
+    from certify.ladder import Outcome
+    from certify.targets import Target
 
 
 def verify(
@@ -136,7 +137,7 @@ def _certify(
 
 
 def _targets(cases: tuple[Case, ...], query: VnnlibQuery | None) -> list[Target]:
-    from certify.ladder import Target
+    from certify.targets import Target
 
     found = []
     for number, case in enumerate(cases):

@@ -13,8 +13,9 @@ _REAL = (
     "The claim is about real arithmetic on the stored weights, not about the rounding of a runtime."
 )
 _FLOAT32 = (
-    "The claim covers every evaluation in IEEE float32 with sums in any order, with or without fused"
-    " multiply-add; not Winograd or FFT convolution, TF32, half precision or quantised kernels."
+    "The claim covers every evaluation in IEEE float32 with sums in any order, with or without"
+    " fused multiply-add; not Winograd or FFT convolution, TF32, half precision or quantised"
+    " kernels."
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from certify.core.atomic import write_whole
 from certify.core.certificate import (
     Case,
     Certificate,
@@ -398,3 +399,23 @@ def test_reading_does_not_change_what_was_given() -> None:
     before = copy.deepcopy(plain)
     region_from_dict(plain)
     assert plain == before
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "link", "dangling", "folder"])
+def test_devices_and_links_are_never_replaced(tmp_path: Path, kind: str) -> None:
+    """Moving a finished file there would succeed, for root, and destroy what is there."""
+    target = tmp_path / "target"
+    if kind == "device":
+        target = Path("/dev/full")
+    elif kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to("/dev/null" if kind == "link" else tmp_path / "nowhere")
+    before = target.lstat()
+    with pytest.raises(CannotWrite, match=target.name):
+        write_whole(target, b"content")
+    after = target.lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert set(tmp_path.iterdir()) <= {target}

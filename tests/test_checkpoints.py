@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import certify
 from certify.core.errors import BadInput, CertifyError, Refused, Unsupported
 from certify.importers.checkpoints import load_array, load_weights
 
@@ -49,6 +50,37 @@ def test_a_module_saved_whole_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
     with pytest.raises(Refused, match="unsafe"):
         load_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "npz"])
+def test_weights_fill_a_module_that_is_then_bounded(tmp_path: Path, ending: str) -> None:
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    path = tmp_path / f"w.{ending}"
+    arrays = {name: p.detach().numpy() for name, p in first.named_parameters()}
+    if ending == "pt":
+        torch.save(first.state_dict(), path)
+    elif ending == "npz":
+        np.savez(path, **arrays)
+    else:
+        raw = b"".join(a.tobytes() for a in arrays.values())
+        ends = np.cumsum([a.nbytes for a in arrays.values()]).tolist()
+        header = {
+            name: {"dtype": "F32", "shape": list(a.shape), "data_offsets": [end - a.nbytes, end]}
+            for (name, a), end in zip(arrays.items(), ends, strict=True)
+        }
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw)
+    weights = certify.load_weights(path)
+    second.load_state_dict({name: torch.tensor(w) for name, w in weights.items()})
+    region = certify.Linf(np.zeros((1, 2)), 0.1)
+    a, b = (
+        certify.bound(certify.from_torch(m, torch.zeros(1, 2)), region) for m in (first, second)
+    )
+    torch.testing.assert_close(a.lower, b.lower, rtol=0, atol=0)
+    if ending != "npz":
+        with pytest.raises(Unsupported, match="certify.load_weights"):
+            certify.load(path)
 
 
 def test_real_checkpoints_equal_what_torch_reads(data: Path) -> None:

@@ -202,6 +202,17 @@ def test_output_that_cannot_be_written(
     assert Path("/dev/full").is_char_device()
 
 
+def test_a_link_is_not_replaced_by_a_certificate(folder: Path, tmp_path: Path) -> None:
+    """As it would be where ``/dev/stdout`` is given and stdout is a file."""
+    (tmp_path / "file").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    done = run("verify", folder / "net.onnx", folder / "holds.vnnlib", "--certificate", link)
+    assert done.returncode == 6
+    assert "link" in one_error(done)
+    assert link.is_symlink() and (tmp_path / "file").read_text() == "old"
+
+
 # -- mistakes -------------------------------------------------------------------------------------
 
 
@@ -210,6 +221,7 @@ def test_output_that_cannot_be_written(
     ("verify", "a", "b", "--timeout", "-1"), ("verify", "a", "b", "--timeout", "soon"),
     ("verify", "a", "b", "--timeout", "nan"), ("verify", "a", "b", "--method", "magic"),
     ("verify", "a", "b", "--seed", "1.5"), ("verify", "a", "b", "--memory", "lots"),
+    ("verify", "a", "b", "--memory", "1e400"), ("verify", "a", "b", "--memory", "9KB"),
     ("verify", "a", "b", "--time", "3"), ("verify", "a", "b", "-q", "-v"), ("bound", "a"),
     ("bound", "a", "--input", "x.npy", "--eps", "8/0"),
     ("bound", "a", "--input", "x.npy", "--eps", "-1"),
@@ -314,6 +326,35 @@ def test_bound_rows_from_a_file_and_wrong_rows(folder: Path, tmp_path: Path) -> 
     assert [row["row"] for row in json.loads(done.stdout)["rows"]] == ["row 0", "row 1"]
     for wrong in ("1", "0-1", "a", "", "-0", "0,,0"):
         assert run(*common, f"--rows={wrong}").returncode == 2
+
+
+@pytest.mark.parametrize(("shape", "word"), [((), "()"), ((0, 1), "(0, 1)"), ((2, 3), "(2, 3)")])
+def test_bound_rows_that_do_not_fit_are_named(
+    folder: Path, tmp_path: Path, shape: tuple[int, ...], word: str
+) -> None:
+    np.save(tmp_path / "rows.npy", np.ones(shape))
+    done = run("bound", folder / "net.onnx", "--input", folder / "x.npy", "--eps", "1/8", "--rows",
+               tmp_path / "rows.npy")
+    assert done.returncode == 4
+    assert f"rows.npy: coefficients of shape {word}" in one_error(done)
+
+
+@pytest.mark.parametrize(("shape", "word"), [((5, 1, 2), "5 examples"), ((3,), "(3,)")])
+def test_bound_inputs_that_do_not_fit_are_named(
+    folder: Path, tmp_path: Path, shape: tuple[int, ...], word: str
+) -> None:
+    np.save(tmp_path / "many.npy", np.zeros(shape))
+    done = run("bound", folder / "net.onnx", "--input", tmp_path / "many.npy", "--eps", "1/8")
+    assert done.returncode == 4
+    assert "many.npy" in one_error(done)
+    assert word in one_error(done)
+
+
+def test_bound_says_so_where_a_method_has_no_float32_form(folder: Path) -> None:
+    done = run("bound", folder / "net.onnx", "--input", folder / "x.npy", "--eps", "1/8",
+               "--method", "forward", "--semantics", "float32")
+    assert done.returncode == 2
+    assert "float32" in one_error(done)
 
 
 def test_bound_refuses_an_input_that_runs_code(folder: Path, tmp_path: Path) -> None:

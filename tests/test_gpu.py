@@ -19,7 +19,8 @@ pytestmark = [
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(),
         nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3),
     ).eval()
 

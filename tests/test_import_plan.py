@@ -17,7 +17,7 @@ PACKAGE = ROOT / "certify"
 HEAVY = {"torch", "onnx", "onnxruntime", "numba", "scipy", "cvxpy", "sklearn"}
 HEAVY |= {"matplotlib", "jinja2", "rich"}
 
-DECIDING_FILES = {"verify", "recheck", "ladder", "settings", "wording"}  # above search
+DECIDING_FILES = {"verify", "recheck", "ladder", "targets", "settings", "wording"}  # above search
 _BOUNDING = {"bounds", "semantic", "importers", "ops", "core"}
 _DECIDING = {"verify", "training", "checker", "search", "smoothing"}
 PLAN = {

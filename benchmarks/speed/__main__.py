@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.data import Reference, references, suite
 from benchmarks.machine import describe, header
+from benchmarks.options import methods
 from benchmarks.report import RESULTS, shown, write
-from benchmarks.speed.cell import METHODS, Effort, export, ours, peer_python, published, theirs
+from benchmarks.speed.cell import Effort, export, ours, peer_python, published, theirs
 from benchmarks.speed.tables import failures, report
 
 
@@ -39,8 +40,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--nets", nargs="+", metavar="NET", help="default: suites/speed.toml")
-    parser.add_argument("--methods", type=_methods, metavar="M,...", default=list(METHODS),
-                        help=f"default: {','.join(METHODS)}")
+    methods(parser)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per instance")
     parser.add_argument("--instances", type=int, default=3, help="per network")
     parser.add_argument("--budget", type=float, default=60.0, metavar="S",
@@ -49,14 +49,6 @@ def _arguments() -> argparse.Namespace:
                         help="measure auto_LiRPA beside: a virtual environment or its Python")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go")
     return parser.parse_args()
-
-
-def _methods(text: str) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return names
 
 
 def _cell(

@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks.child import THREADS, Finished, run
 from benchmarks.data import Reference
 
-METHODS = ("ibp", "crown-ibp", "crown", "forward", "alpha-20", "alpha")
 PUBLISHED = json.loads((Path(__file__).parent / "peer.json").read_text())
 _LONGEST = 900.0  # seconds of one process
 

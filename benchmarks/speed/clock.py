@@ -32,13 +32,14 @@ def measure(calls: Sequence[Callable[[], Any]], repeats: int, budget: float) -> 
     first_cpu, first_wall = _once(calls[0], 1)
     if first_wall > budget:
         return Timing(1e3 * first_cpu, 1e3 * first_wall, first_cpu, 0)
-    end, cpu, wall, count = time.perf_counter() + budget, [], [], 0
+    end, count = time.perf_counter() + budget, 0
+    cpu: list[float] = []
+    wall: list[float] = []
     for call in calls:
         if cpu and time.perf_counter() > end:
             break
-        inner = max(1, min(_MOST_REPEATS, math.ceil(_LEAST / max(1e-6, _once(call, 1)[1])))) \
-            if first_wall < 1 else 1
-        timings = []
+        inner = 1 if first_wall > 1 else _repeats(_once(call, 1)[1])
+        timings: list[tuple[float, float]] = []
         for _ in range(repeats):
             if timings and time.perf_counter() > end:
                 break
@@ -47,6 +48,11 @@ def measure(calls: Sequence[Callable[[], Any]], repeats: int, budget: float) -> 
         cpu.append(statistics.median(t[0] for t in timings))
         wall.append(statistics.median(t[1] for t in timings))
     return Timing(1e3 * statistics.median(cpu), 1e3 * statistics.median(wall), first_cpu, count)
+
+
+def _repeats(seconds: float) -> int:
+    """How many calls of so many seconds to measure at once."""
+    return max(1, min(_MOST_REPEATS, math.ceil(_LEAST / max(1e-6, seconds))))
 
 
 def _once(call: Callable[[], Any], times: int) -> tuple[float, float]:

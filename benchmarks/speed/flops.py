@@ -10,6 +10,7 @@ from certify.bounds.alpha import Alpha
 from certify.bounds.crown import State
 from certify.bounds.methods import Method
 from certify.bounds.program import Program
+from certify.ops.record import AffineRule
 
 
 def by_definition(state: State, method: Method, alpha: Alpha, rows: int) -> float:
@@ -50,6 +51,6 @@ def _crossed(program: Program, index: int) -> float:
     total = 0
     for i in program.ancestors[index]:
         step = program.steps[i]
-        if step is not None and step.affine:
+        if step is not None and isinstance(step.rule, AffineRule):
             total += 2 * math.prod(step.site.shape) * step.rule.summands(step.site)[0]
     return float(total)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 from benchmarks.speed.clock import measure, resident_mb
@@ -55,7 +56,7 @@ def _measured(problems: list[Any], options: argparse.Namespace) -> dict[str, Any
     def call(number: int) -> None:
         last[number] = lower_bounds(problems[number], options.method, options.semantics)
 
-    calls = [lambda i=i: call(i) for i in range(len(problems))]
+    calls = [partial(call, i) for i in range(len(problems))]
     timing = measure(calls, options.repeats, options.budget)
     peak = resident_mb()[1]
     name, alpha = VARIANTS[options.method]

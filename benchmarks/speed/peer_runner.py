@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ def main() -> None:
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm, __version__
+    from auto_LiRPA import (  # type: ignore[import-not-found]
+        BoundedModule,
+        BoundedTensor,
+        PerturbationLpNorm,
+        __version__,
+    )
 
     from benchmarks.speed.onnx_to_torch import Network
 
@@ -59,8 +65,8 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
         margins[number] = found.detach()[0].double() - torch.from_numpy(given[f"d{number}"])
 
     base = resident_mb()[0]
-    count = int(given["count"])
-    timing = measure([lambda i=i: call(i) for i in range(count)], options.repeats, options.budget)
+    calls = [partial(call, i) for i in range(int(given["count"]))]
+    timing = measure(calls, options.repeats, options.budget)
     peak = resident_mb()[1]
     _same_function(module, given)
     return {**timing._asdict(), "base_mb": base, "peak_mb": peak, "build_s": built,

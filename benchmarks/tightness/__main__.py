@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.child import run
 from benchmarks.data import Reference, references
 from benchmarks.machine import describe, header
+from benchmarks.options import methods
 from benchmarks.report import RESULTS, shown, table, write
 from benchmarks.tightness.compare import TOLERANCE, Line, Results, lines
 
-_METHODS = ("ibp", "crown-ibp", "crown", "forward", "alpha-20", "alpha")
 _TITLES = ("net", "method", "instances", "compared", "worst row", "mean", "ours worse",
            "least gain over crown", "not above crown", "above samples", "CPU s", "verdict")
 
@@ -34,7 +34,7 @@ def main() -> None:
         margins += results.values()
         found += lines(mine, results, options.methods)
         for line in found[-len(options.methods):]:
-            print(f"{net} {line.method}: worst {shown(line.worst)}, {_verdict(line)}",
+            print(f"{net} {line.method}: worst {shown(line.worst)}, {line.verdict}",
                   file=sys.stderr)
         write(options.out, "tightness", _report(machine, found, options.semantics), {
             "machine": machine, "semantics": options.semantics,
@@ -45,7 +45,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tightness", description=__doc__)
     parser.add_argument("--nets", nargs="+", metavar="NET", help="default: all")
-    parser.add_argument("--methods", nargs="+", choices=_METHODS, default=list(_METHODS))
+    methods(parser)
     parser.add_argument("--instances", type=int, default=100, help="most per network")
     parser.add_argument("--semantics", choices=("real", "search"), default="real",
                         help="float64 with all rounding accounted for, or plain float32")
@@ -67,12 +67,12 @@ def _report(machine: dict[str, Any], found: list[Line], semantics: str) -> str:
     errors = [f"* {line.net} {line.method}, {e}" for line in found for e in line.errors]
     return "\n".join([
         "# Tightness", "", header(machine), "",
-        f"Lower bounds of the specification's rows in {arithmetic[semantics]}, against those",
-        "auto_LiRPA 0.7.1 published in float32. Differences are relative, positive where ours are",
-        "larger (better); a row counts as worse beyond "
-        f"{TOLERANCE:g}. `alpha-20` takes as many steps as", "the other library, `alpha` has our "
-        "defaults. Above samples: rows above what random points", "reached, which would be unsound. "
-        "Verdict: IBP is equal, the rest at least as good.", "",
+        f"Lower bounds of the specification's rows in {arithmetic[semantics]}, against",
+        "auto_LiRPA's in float32. Differences are relative, positive where ours are larger, which",
+        f"is better; a row is worse beyond {TOLERANCE:g}. `alpha-20` takes as many steps as the",
+        "other library, `alpha` has our defaults. Above samples: rows above what random points",
+        "reached, which would be unsound. Good: IBP is equal, the rest no worse, alpha above crown.",
+        "",
         table(_TITLES, [_row(line) for line in found]),
         *(["", "What failed:", "", *errors] if errors else []),
     ])
@@ -80,17 +80,7 @@ def _report(machine: dict[str, Any], found: list[Line], semantics: str) -> str:
 
 def _row(line: Line) -> list[Any]:
     return [line.net, line.method, line.ran, line.compared, line.worst, line.mean, line.ours_worse,
-            line.gain, line.not_above, line.unsound, line.seconds, _verdict(line)]
-
-
-def _verdict(line: Line) -> str:
-    if line.unsound:
-        return "UNSOUND"
-    if line.errors:
-        return "incomplete"
-    if line.not_above:
-        return "not above crown"
-    return "good" if line.good else "worse"
+            line.gain, line.not_above, line.unsound, line.seconds, line.verdict]
 
 
 if __name__ == "__main__":

@@ -49,16 +49,16 @@ class Line(NamedTuple):
     errors: tuple[str, ...]
 
     @property
-    def good(self) -> bool:
-        """At least as good as the other library, sound, and complete; IBP must be equal."""
-        equal = self.method != "ibp" or self.worst is None or self.equal
-        return equal and not (self.ours_worse or self.unsound or self.errors)
-
-    @property
-    def equal(self) -> bool:
-        """Within the tolerance on the whole, neither better nor worse."""
-        return self.mean is not None and self.worst is not None and \
-            abs(self.mean) <= TOLERANCE and abs(self.worst) <= TOLERANCE
+    def verdict(self) -> str:
+        """One word or two; ``good`` when nothing is wrong."""
+        if self.unsound:
+            return "UNSOUND"
+        if self.errors:
+            return "incomplete"
+        if self.not_above:
+            return "not above crown"
+        better = self.method == "ibp" and self.mean is not None and self.mean > TOLERANCE
+        return "worse" if self.ours_worse else "not equal" if better else "good"
 
 
 def lines(references: Sequence[Reference], results: Results, methods: Sequence[str]) -> list[Line]:

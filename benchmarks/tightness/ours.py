@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.child import THREADS
 from benchmarks.data import references
+
+if TYPE_CHECKING:
+    from certify.core.graph import Graph
 
 
 def main() -> None:
@@ -23,7 +28,7 @@ def main() -> None:
     from benchmarks.problems import lower_bounds, read
 
     torch.set_num_threads(THREADS)
-    networks = {}
+    networks: dict[Path, Graph] = {}
     for reference in references([options.net])[: options.instances]:
         problem = read(reference, networks.get(reference.onnx))
         networks[reference.onnx] = problem.network
@@ -31,7 +36,7 @@ def main() -> None:
             begun = time.process_time()
             try:
                 found = lower_bounds(problem, method, options.semantics).margins
-                outcome = {"margins": [float(m) for m in found]}
+                outcome: dict[str, Any] = {"margins": [float(m) for m in found]}
             except Exception as problem_met:  # one method must not cost the others their results
                 outcome = {"error": f"{type(problem_met).__name__}: {problem_met}"[:200]}
             print(json.dumps({"net": options.net, "number": reference.number, "method": method,

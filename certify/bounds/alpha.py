@@ -22,6 +22,7 @@ from certify.ops.record import Slope
 
 _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
 _LEAST_STEP = 0.01
+_NOISE = 1e-6  # gradients below this share of a row's largest count as zero
 _COSTLY = 2.5e8  # floating-point operations of one pass over all rows
 _COSTLY_ITERATIONS = 16
 
@@ -82,9 +83,13 @@ class _Variable:
         return flat.index_copy(2, self.index, value).reshape(*value.shape[:2], *self.rest.shape[2:])
 
     def step(self, gradient: Tensor, rate: float, count: int) -> None:
+        if not gradient.numel():  # nothing here has a range
+            return
         self.first.lerp_(gradient, 0.1)
         self.second.lerp_(gradient * gradient, 0.001)
-        scale = (self.second / (1 - 0.999**count)).sqrt_().add_(1e-12)
+        scale = (self.second / (1 - 0.999**count)).sqrt_()
+        # Relative, or rounding noise in a gradient that is zero would become a full step.
+        scale = scale + scale.amax(-1, keepdim=True) * _NOISE + 1e-30
         move = self.first / (1 - 0.9**count) / scale
         reach = self._reach(self.value.detach())
         value = torch.addcmul(self.value.detach(), move, reach, value=rate)

@@ -39,10 +39,12 @@ class UnitPass:
         index: flat positions of the bounded elements, ``(B, R)``.
         slopes: optimised slopes for the rows and then their negations ``(B, 2R, ...)``; None for
             the defaults.
+        idle: ``(B, 1)``, true for examples whose rows only fill up the batch.
     """
 
     index: Tensor
     slopes: Slopes | None
+    idle: Tensor | None = None
 
 
 Recipe = Mapping[int, Sequence[UnitPass]]  # by step index
@@ -225,6 +227,8 @@ def _to(program: Program, array: Any, outward: float) -> Tensor:
 
 
 def _cast(known: Interval, program: Program) -> Interval:
+    if known.lower.dtype.itemsize > program.dtype.itemsize:
+        raise TypeError("known bounds would be rounded to nearest; keep them in their precision")
     return Interval(known.lower.to(program.dtype), known.upper.to(program.dtype))
 
 
@@ -289,7 +293,9 @@ def _refine(state: State, index: int, alpha: Alpha | None) -> None:
                 from certify.bounds.alpha import optimise_units
 
                 slopes = optimise_units(state, index, chosen, settings)
-            _apply(state, index, UnitPass(chosen, slopes))
+            # Examples with nothing to tighten must not depend on which others share their batch.
+            idle = None if mask.shape[0] == 1 else ~mask.any(1, keepdim=True)
+            _apply(state, index, UnitPass(chosen, slopes, idle))
 
 
 def unit_rows(state: State, index: int, chosen: Tensor) -> UnitRows:
@@ -303,6 +309,8 @@ def _apply(state: State, index: int, unit: UnitPass) -> None:
     box = state.box(index)
     rows = unit_rows(state, index, unit.index)
     found = row_bounds(state, {index: rows}, unit.slopes, mirrored=True)
+    if unit.idle is not None:
+        found = found.masked_fill(unit.idle, -torch.inf)
     low, high = found.chunk(2, 1)
     lower, upper = per_example(box.lower), per_example(box.upper)
     lower = lower.scatter(1, unit.index, torch.fmax(low, rows.pick(lower)))
@@ -313,5 +321,7 @@ def _apply(state: State, index: int, unit: UnitPass) -> None:
 
 
 def _padded(mask: Tensor, width: int) -> Tensor:
-    """Positions of the true elements per example, ``(B, width)``; the rest repeat some position."""
-    return torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
+    """Positions of the true elements per example, ``(B, width)``; the rest repeat the first."""
+    order = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
+    filled = torch.arange(width, device=mask.device) < mask.sum(1, keepdim=True)
+    return torch.where(filled, order, order[:, :1])

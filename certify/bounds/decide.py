@@ -255,7 +255,11 @@ def _select(evidence: Evidence, mask: np.ndarray) -> Evidence:
     index = torch.from_numpy(np.flatnonzero(mask))
     recipe = {
         i: [
-            UnitPass(u.index[index] if len(u.index) > 1 else u.index, _pick(u.slopes, index))
+            UnitPass(
+                _only(u.index, index),
+                _pick(u.slopes, index),
+                None if u.idle is None else _only(u.idle, index),
+            )
             for u in units
         ]
         for i, units in evidence.recipe.items()
@@ -266,12 +270,17 @@ def _select(evidence: Evidence, mask: np.ndarray) -> Evidence:
 def _pick(slopes: Slopes | None, index: Tensor) -> Slopes | None:
     if slopes is None:
         return None
-    return {i: tuple(t[index] if len(t) > 1 else t for t in group) for i, group in slopes.items()}
+    return {i: tuple(_only(t, index) for t in group) for i, group in slopes.items()}
+
+
+def _only(t: Tensor, index: Tensor) -> Tensor:
+    """The examples ``index`` of a tensor that has them along its first axis."""
+    return t[index] if len(t) > 1 else t
 
 
 def _double(recipe: Recipe) -> dict[int, list[UnitPass]]:
     return {
-        i: [UnitPass(u.index, _double_slopes(u.slopes)) for u in units]
+        i: [replace(u, slopes=_double_slopes(u.slopes)) for u in units]
         for i, units in recipe.items()
     }
 

@@ -66,14 +66,16 @@ class PatchRows:
         """The rows as ``(B, R, *shape)``, channels last in memory."""
         (h, w), (H, W) = self.size, self.shape[-2:]
         B, R, C = *self.values.shape[:2], self.values.shape[4]
-        # A border as wide as the windows makes every place legal; one scatter, no loop.
-        wide = W + 2 * w
-        full = self.values.new_zeros(B * R, (H + 2 * h) * wide, C)
-        y = (self.top + h).reshape(-1, 1) + torch.arange(h, device=self.top.device)
-        x = (self.left + w).reshape(-1, 1) + torch.arange(w, device=self.top.device)
+        # A border that holds what sticks out makes every place legal; one scatter, no loop.
+        up, left = (max(0, -int(t.min())) for t in (self.top, self.left))
+        tall = up + max(H, int(self.top.max()) + h)
+        wide = left + max(W, int(self.left.max()) + w)
+        full = self.values.new_zeros(B * R, tall * wide, C)
+        y = (self.top + up).reshape(-1, 1) + torch.arange(h, device=self.top.device)
+        x = (self.left + left).reshape(-1, 1) + torch.arange(w, device=self.top.device)
         place = (y.unsqueeze(2) * wide + x.unsqueeze(1)).reshape(B * R, -1, 1).expand(-1, -1, C)
         full.scatter_(1, place, self.values.reshape(B * R, h * w, C))
-        cut = full.reshape(B * R, H + 2 * h, wide, C)[:, h : h + H, w : w + W]
+        cut = full.reshape(B * R, tall, wide, C)[:, up : up + H, left : left + W]
         return cut.contiguous().permute(0, 3, 1, 2).reshape(B, R, *self.shape)
 
     def windows(self, maps: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 class Answer(argparse.Action):
     """An option that prints ``const`` and ends the program with success."""
 
-    def __init__(self, option_strings: list[str], dest: str, const: str, help: str) -> None:  # noqa: A002
+    def __init__(self, option_strings: list[str], dest: str, const: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, const=const, help=help)
 
     def __call__(self, *_: object) -> NoReturn:

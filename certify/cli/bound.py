@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
     with about(options.model, options.input):
         region = fit(region, network)
         if region.batch != 1:
-            raise BadInput(f"holds {region.batch} examples; give one, or use certify.bound in Python")
+            raise BadInput(
+                f"holds {region.batch} examples; give one, or use certify.bound in Python"
+            )
         found = bound(network, region, options.method, coefficients, settings=Settings(**settings))
     lower = found.lower.detach().cpu().numpy().reshape(-1)
     upper = found.upper.detach().cpu().numpy().reshape(-1)

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 128 + signal.SIGINT, given)
     except MemoryError:
         return _fail("out of memory; give --memory, or a smaller network", EXIT_BAD_INPUT, given)
-    except Exception as problem:  # noqa: BLE001 (the last line of defence)
+    except Exception as problem:  # the last line of defence
         text = one_line(f"internal: {type(problem).__name__}: {problem}", 200)
         return _fail(f"{text}; please report it with the output of -v", EXIT_INTERNAL, given)
 

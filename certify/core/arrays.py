@@ -93,7 +93,8 @@ def to_tensor(value: Array, dtype: Any, device: Any) -> Tensor:
     import torch
 
     if is_tensor(value):
-        return value.to(dtype=dtype, device=device)  # type: ignore[no-any-return]
+        moved: Tensor = value.to(dtype=dtype, device=device)
+        return moved
     return torch.tensor(np.ascontiguousarray(value), dtype=dtype, device=device)
 
 

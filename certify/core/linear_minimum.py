@@ -70,7 +70,8 @@ def dual_norm(a: Tensor, q: float, rigorous: bool) -> Tensor:
     if q == float("inf"):
         return a.abs().amax(-1) if a.shape[-1] else a.sum(-1)
     if not rigorous:
-        return torch.linalg.vector_norm(a, q, dim=-1)  # type: ignore[no-any-return]
+        norm: Tensor = torch.linalg.vector_norm(a, q, dim=-1)
+        return norm
     top = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.sum(-1, keepdim=True)
     scaled = a.abs() / top.where(top > 0, 1.0)  # no overflow; what underflows is far below u
     power = scaled.square() if q == 2 else scaled.pow(q)

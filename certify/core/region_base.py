@@ -207,12 +207,12 @@ class Region(ABC):
 
         if any(is_tensor(v) and v.requires_grad for _, v in self._arrays()):
             return make()
-        store = self.__dict__.setdefault("_cache", {})
+        store: dict[Hashable, _T] = self.__dict__.setdefault("_cache", {})
         key = (what, like.dtype, like.device)
         if key not in store:
             with torch.inference_mode(False), torch.no_grad():  # the entry outlives either mode
                 store[key] = make()
-        return store[key]  # type: ignore[no-any-return]
+        return store[key]
 
     def _middle(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """``(mid, rad)`` of the bounding box, ``(B, n)``; outward when ``like`` is float64."""

@@ -31,7 +31,8 @@ class BoxShaped(Region):
         """The corner that ``A`` points away from."""
         self._coefficients(A)
         lower, upper = self._inside(A)
-        return where(A >= 0, lower.unsqueeze(1), upper.unsqueeze(1))  # type: ignore[no-any-return]
+        corner: Tensor = where(A >= 0, lower.unsqueeze(1), upper.unsqueeze(1))
+        return corner
 
     def project(self, x: Tensor) -> Tensor:
         """The nearest point of the box in every norm."""

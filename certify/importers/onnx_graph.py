@@ -25,8 +25,8 @@ from certify.importers.onnx_fold import Known, constant
 from certify.importers.onnx_proto import Model, read_model
 from certify.importers.onnx_tensors import FLOATS, MOST_AXES, quoted, to_array, type_name
 from certify.importers.onnx_walk import Lost, Scope, Tensors, Walk
-from certify.ops.gelu_pattern import match_gelu
 from certify.ops.builder import LARGEST_TENSOR, Builder, Value
+from certify.ops.gelu_pattern import match_gelu
 
 _LIST_LIMIT = 160  # characters of the list of unsupported operators; leaves room for the path
 _PATH_LIMIT = 70
@@ -75,7 +75,8 @@ def _load(path: str | Path) -> Graph:
         raise Unsupported(_all_missing(walk.missing))
     found = [scope.known[name] for name in wanted]
     output = _joined(walk.builder, [k.value for k in found if not isinstance(k, Lost)])
-    return match_gelu(_named(walk.builder.finish(output, _source(model, external, values)), walk.names))
+    built = walk.builder.finish(output, _source(model, external, values))
+    return match_gelu(_named(built, walk.names))
 
 
 def _initializers(graph: Any, external: ExternalData) -> Tensors:

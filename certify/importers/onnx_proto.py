@@ -120,7 +120,7 @@ def _makers(nodes: Sequence[Any], known: set[str]) -> set[str]:
 
 def _decode(data: bytes) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     if not data:
         raise BadInput("the file is empty, not an ONNX model")

@@ -90,7 +90,8 @@ def tensor_operands(node: fx.Node, inputs: Sequence[Any]) -> list[Value | None]:
         Unsupported: another argument differs from its default, and would be lost.
     """
     found: list[Value | None] = []
-    for argument, given in zip(node.target._schema.arguments, inputs, strict=True):  # type: ignore[union-attr]
+    operator: Any = node.target
+    for argument, given in zip(operator._schema.arguments, inputs, strict=True):
         if isinstance(given, Value) or (given is None and "Tensor" in str(argument.type)):
             found.append(given)
         elif given != (argument.default_value if argument.has_default_value() else None):

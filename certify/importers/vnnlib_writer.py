@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,8 +53,8 @@ def _lines(box: Box, spec: Spec) -> Iterator[str]:
     yield "))"
 
 
-def _flat(values: object) -> np.ndarray:
-    plain = values.detach().cpu().numpy() if is_tensor(values) else values  # type: ignore[attr-defined]
+def _flat(values: Any) -> np.ndarray:
+    plain = values.detach().cpu().numpy() if is_tensor(values) else values
     return np.asarray(plain, dtype=np.float64).reshape(-1)
 
 

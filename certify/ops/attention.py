@@ -52,7 +52,8 @@ def _repeated_heads(b: Builder, qkv: tuple[Value, Value, Value]) -> tuple[Value,
     if q.rank < 3 or k.rank != q.rank or k.shape[-3] in (1, q.shape[-3]):
         return qkv
     index = np.repeat(np.arange(k.shape[-3]), q.shape[-3] // k.shape[-3])
-    return q, *(b.add("gather", t, indices=index, axis=-3) for t in (k, v))  # type: ignore[return-value]
+    k, v = (b.add("gather", t, indices=index, axis=-3) for t in (k, v))
+    return q, k, v
 
 
 def mask_of(call: Call, given: Any, allowed: np.ndarray | None) -> Mask:

@@ -32,6 +32,7 @@ class Value(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """Number of axes, one example."""
         return len(self.shape)
 
 
@@ -53,6 +54,7 @@ class Call:
     where: str = ""
 
     def attr(self, key: str, default: Any = None) -> Any:
+        """Attribute ``key``, or ``default`` where the node does not set it."""
         return self.attrs.get(key, default)
 
     def arg(self, index: int, default: Any = None) -> Any:
@@ -89,12 +91,13 @@ class Builder:
         self._names: set[str] = set()
         self.prefix = "v"
         self.where = ""
-        self.single = False  # Python numbers in the model's code are rounded to float32, as torch does
+        self.single = False  # round Python numbers in the model's code to float32, as torch does
 
     def input(self, name: str, shape: Shape) -> Value:
         """A model input."""
-        self.nodes.append(Node(self._unique(name), INPUT, (), MappingProxyType({}), shape, self.where))
-        return Value(self.nodes[-1].name, shape)
+        label = self._unique(name)
+        self.nodes.append(Node(label, INPUT, (), MappingProxyType({}), shape, self.where))
+        return Value(label, shape)
 
     def constant(self, array: Array, name: str | None = None) -> Value:
         """A constant operand; numpy or torch, kept as it is."""
@@ -116,7 +119,9 @@ class Builder:
         try:
             shape = tuple(int(n) for n in record.shape(attrs, *shapes))
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as problem:
-            raise BadInput(f"{self.where or name or op}: operand shapes {shapes} do not fit {op}: {problem}") from None
+            raise BadInput(
+                f"{self.where or name or op}: operand shapes {shapes} do not fit {op}: {problem}"
+            ) from None
         self._check_size(shape, op)
         varies = tuple(v is not None and v.constant is None for v in operands)
         label = self._unique(name or f"{self.prefix}/{op}")
@@ -150,7 +155,8 @@ class Builder:
         nodes = tuple(whole.live())
         used = {name for node in nodes for name in node.inputs}
         kept = {name: array for name, array in self.constants.items() if name in used}
-        return Graph(nodes, MappingProxyType(kept), output.name, MappingProxyType(dict(source or {})))
+        facts = MappingProxyType(dict(source or {}))
+        return Graph(nodes, MappingProxyType(kept), output.name, facts)
 
     def _unique(self, name: str) -> str:
         label, count = name, 1
@@ -175,7 +181,9 @@ class Builder:
         if any(n < 0 for n in shape):
             raise BadInput(f"{self.where or op}: negative size in shape {shape}")
         if math.prod(shape) > LARGEST_TENSOR:
-            raise LimitExceeded(f"{self.where or op}: a tensor of shape {shape} is beyond {LARGEST_TENSOR} elements")
+            raise LimitExceeded(
+                f"{self.where or op}: a tensor of shape {shape} is beyond {LARGEST_TENSOR} elements"
+            )
 
     def _fold(self, op: str, site: Site, operands: tuple[Value | None, ...]) -> Value:
         import torch
@@ -183,6 +191,8 @@ class Builder:
         native = any(isinstance(v.constant, torch.Tensor) for v in operands if v is not None)
         tensors = [None if v is None else torch.as_tensor(v.constant) for v in operands]
         if not native:  # float64: the claim is about real arithmetic on the stored weights
-            tensors = [t.double() if t is not None and t.is_floating_point() else t for t in tensors]
+            tensors = [
+                t.double() if t is not None and t.is_floating_point() else t for t in tensors
+            ]
         result = REGISTRY.ops[op].forward(site, *tensors)
         return Value(site.name, site.shape, result if native else result.detach().numpy())

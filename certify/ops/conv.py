@@ -50,7 +50,7 @@ _MANY = 32  # examples from which a change of memory order pays
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``x`` with channels last in memory: oneDNN runs strided transposed convolutions twice as fast."""
+    """``x`` with channels last in memory: strided transposed convolutions run twice as fast."""
     from torch import channels_last as order
 
     return x.contiguous(memory_format=order)

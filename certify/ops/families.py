@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 from certify.core.graph import Shape
 from certify.ops.record import REGISTRY, AffineRule, Interval, Op, Site
@@ -14,49 +14,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class RuleFacts(TypedDict, total=False):
+    """What an affine operator may say about itself besides its ``forward``; see `AffineRule`.
+
+    ``forward(site, *operands)`` must accept None for each operand in ``biases``. With
+    ``monotone=True`` every coefficient is >= 0 (moves, averages, sums). Otherwise coefficients are
+    those of ``weights``, which must enter linearly with factor >= 0; anything else (subtraction,
+    negation) needs ``absolute``. The transpose is found by automatic differentiation unless given.
+    """
+
+    biases: tuple[int, ...]
+    weights: tuple[int, ...]
+    absolute: Callable[..., Tensor]
+    transpose: Callable[..., tuple[Tensor | None, ...]]
+    summands: Callable[[Site], tuple[int, int]]
+    monotone: bool
+    roundings: int
+
+
 def affine(
     name: str,
     forward: Callable[..., Tensor],
     *,
     shape: Callable[..., Shape],
     examples: tuple[Any, ...],
-    biases: tuple[int, ...] = (),
-    weights: tuple[int, ...] = (),
-    absolute: Callable[..., Tensor] | None = None,
-    transpose: Callable[..., tuple[Tensor | None, ...]] | None = None,
-    summands: Callable[[Site], tuple[int, int]] | None = None,
-    monotone: bool = False,
-    roundings: int = 0,
-    **names: Any,
+    **facts: Any,
 ) -> Op:
     """Register an affine operator from its ``forward`` alone.
 
-    ``forward(site, *operands)`` must accept None for each operand in ``biases``. With
-    ``monotone=True`` every coefficient is >= 0 (moves, averages, sums). Otherwise coefficients are
-    those of ``weights``, which must enter linearly with factor >= 0; anything else (subtraction,
-    negation) needs ``absolute``. The transpose is derived by automatic differentiation unless given.
+    ``facts`` are those of `RuleFacts`, and further fields of `Op`.
     """
-    rule = affine_rule(
-        forward, biases=biases, weights=weights, absolute=absolute, transpose=transpose,
-        summands=summands, monotone=monotone, roundings=roundings,
-    )
-    op = Op(name, forward, shape, tuple(examples), affine=rule, **names)
+    about_rule = {key: facts.pop(key) for key in RuleFacts.__optional_keys__ & facts.keys()}
+    rule = affine_rule(forward, **about_rule)
+    op = Op(name, forward, shape, tuple(examples), affine=rule, **facts)
     REGISTRY.add(op)
     return op
 
 
-def affine_rule(
-    forward: Callable[..., Tensor],
-    *,
-    biases: tuple[int, ...] = (),
-    weights: tuple[int, ...] = (),
-    absolute: Callable[..., Tensor] | None = None,
-    transpose: Callable[..., tuple[Tensor | None, ...]] | None = None,
-    summands: Callable[[Site], tuple[int, int]] | None = None,
-    monotone: bool = False,
-    roundings: int = 0,
-) -> AffineRule:
+def affine_rule(forward: Callable[..., Tensor], **facts: Unpack[RuleFacts]) -> AffineRule:
     """The `AffineRule` behind `affine`, for records that also have a relaxed rule."""
+    biases, weights = facts.get("biases", ()), facts.get("weights", ())
+    monotone = facts.get("monotone", False)
 
     def linear(site: Site, *operands: Any) -> Tensor:
         return forward(site, *(None if i in biases else v for i, v in enumerate(operands)))
@@ -67,16 +65,13 @@ def affine_rule(
             return inputs + 1, math.prod(site.shape) + 1
         return math.prod(max(site.shapes, key=math.prod)) + 1, math.prod(site.shape) + 1
 
-    return AffineRule(
-        linear=linear,
-        absolute=absolute or linear,
-        transpose=transpose or _derived_transpose(linear),
-        summands=summands or counted,
-        weights=weights,
-        biases=biases,
-        monotone=monotone,
-        roundings=roundings,
-    )
+    fields: dict[str, Any] = {
+        "absolute": linear,
+        "transpose": _derived_transpose(linear),
+        "summands": counted,
+    }
+    fields.update(facts)
+    return AffineRule(linear=linear, **fields)
 
 
 def _derived_transpose(linear: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -94,7 +89,7 @@ def _derived_transpose(linear: Callable[..., Tensor]) -> Callable[..., tuple[Ten
 
         # A batched probe beats vmap over rows: forward takes any number of leading axes.
         zeros = tuple(A.new_zeros((*lead, *site.shapes[i])) for i in varying)
-        _, pull = torch.func.vjp(call, *zeros)
+        pull = torch.func.vjp(call, *zeros)[1]
         found: list[Tensor | None] = [None] * len(operands)
         for i, gradient in zip(varying, pull(A), strict=True):
             found[i] = gradient
@@ -139,6 +134,7 @@ class Lines:
     up_c: Tensor | None
 
     def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        """See `Relaxation.backward`."""
         import torch
 
         positive, negative = A.clamp(min=0), A.clamp(max=0)
@@ -165,8 +161,8 @@ class Lines:
         for low, up, size in zip(self.low, self.up, magnitudes, strict=True):
             if size is not None:
                 total = total + _largest(low, up) * size
-        total = total + _largest(self.low_c, self.up_c)
-        return total
+        weight: Tensor = total + _largest(self.low_c, self.up_c)
+        return weight
 
 
 def _times(A: Tensor, coefficient: Tensor | None) -> Tensor | None:

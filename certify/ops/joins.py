@@ -23,7 +23,7 @@ def _concat(site: Site, *parts: Tensor) -> Tensor:
     import torch
 
     leads = [lead_of(p, s) for p, s in zip(parts, site.shapes, strict=True)]
-    lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]
+    lead = np.broadcast_shapes(*leads)
     whole = [p.expand((*lead, *s)) for p, s in zip(parts, site.shapes, strict=True)]
     return torch.cat(whole, dim=site.attrs["axis"])
 

@@ -42,7 +42,8 @@ def _gemm(b: Builder, call: Call) -> Value:
     if call.attr("transA", 0):
         x = b.add("transpose", x, perm=(-1, -2))
     plain = weight.constant is not None and alpha == 1.0 and (bias is None or beta == 1.0)
-    if plain and (bias is None or (bias.constant is not None and bias.rank == 1 and bias.shape[0] > 1)):
+    stored = bias is not None and bias.constant is not None
+    if plain and (bias is None or (stored and bias.rank == 1 and bias.shape[0] > 1)):
         if not call.attr("transB", 0):
             weight = b.constant(weight.constant.T, weight.name + "^T")
         return b.add("linear", x, weight, bias, name=call.name)

@@ -18,16 +18,16 @@ def transpose_by_phases(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """``conv_transpose2d(x, weight, stride=stride)``, perhaps with zeros appended below and right.
 
     Args:
-        x: ``(N, O, H, W)``. weight: ``(O, C, k, k')``.
+        x: ``(N, outer, H, W)``. weight: ``(outer, C, k, k')``.
 
     Returns:
         ``(N, C, s (H + K - 1), s (W + K' - 1))`` with ``K = ceil(k / s)``.
     """
     from torch.nn.functional import conv2d, pad, pixel_shuffle
 
-    O, C, kh, kw = weight.shape
+    outer, C, kh, kw = weight.shape
     Kh, Kw = -(-kh // stride), -(-kw // stride)
     full = pad(weight, (0, Kw * stride - kw, 0, Kh * stride - kh))
-    phases = full.reshape(O, C, Kh, stride, Kw, stride).permute(1, 3, 5, 0, 2, 4)
-    kernel = phases.reshape(C * stride * stride, O, Kh, Kw).flip(2, 3)
+    phases = full.reshape(outer, C, Kh, stride, Kw, stride).permute(1, 3, 5, 0, 2, 4)
+    kernel = phases.reshape(C * stride * stride, outer, Kh, Kw).flip(2, 3)
     return pixel_shuffle(conv2d(x, kernel, padding=(Kh - 1, Kw - 1)), stride)

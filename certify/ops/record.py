@@ -223,7 +223,10 @@ class Registry:
         """
         if record.name in self.ops or record.name in self.composites:
             raise ValueError(f"operator {record.name!r} is registered twice")
-        if isinstance(record, Op) and (not record.examples or not (record.affine or record.relaxed)):
+        complete = not isinstance(record, Op) or (
+            record.examples and (record.affine or record.relaxed)
+        )
+        if not complete:
             raise ValueError(f"operator {record.name!r} needs a rule and an example")
         for table, names in ((self.onnx, record.onnx), (self.aten, record.aten)):
             for key, translate in names.items():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from certify.core.graph import Shape
 from certify.ops.arguments import axes_of, axis_of
 from certify.ops.builder import Builder, Call, Value
-from certify.ops.outward import above, reach, slack
 from certify.ops.families import per_row
+from certify.ops.outward import above, reach, slack
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:

@@ -201,7 +201,8 @@ def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     def slopes(site: Site, x: Interval, *constants: Tensor) -> tuple[Slope, ...]:
         return _two_slope_slopes(x, halves(site, x.lower, *constants))
 
-    op = Op(name, forward, relaxed=RelaxedRule(interval, relax, slopes, straddles, elementwise=True), **names)
+    rule = RelaxedRule(interval, relax, slopes, straddles, elementwise=True)
+    op = Op(name, forward, relaxed=rule, **names)
     REGISTRY.add(op)
     return op
 

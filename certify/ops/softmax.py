@@ -22,10 +22,10 @@ import numpy as np
 from certify.core.graph import Shape
 from certify.ops.arguments import axis_of
 from certify.ops.builder import Builder, Call, Value
+from certify.ops.families import per_row
 from certify.ops.logsumexp import at, bounded, flattened
 from certify.ops.masking import unmasked
 from certify.ops.outward import reach, slack
-from certify.ops.families import per_row
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 from certify.ops.softmax_planes import (
     Rank1,
