@@ -44,6 +44,7 @@ class Network(nn.Module):
                 self._keep(node.output[0], onnx.numpy_helper.to_array(attributes["value"]))
             else:
                 self.plan.append((node.op_type, list(node.input), node.output[0], attributes))
+        self._join_bias()
         self.source = next(i.name for i in graph.input if i.name not in self.places)
         self.result = graph.output[0].name
 
@@ -54,6 +55,18 @@ class Network(nn.Module):
             self.register_parameter(place, nn.Parameter(tensor))
         else:
             self.register_buffer(place, tensor)
+
+    def _join_bias(self) -> None:
+        """MatMul and the Add of a vector after it as one linear layer: rows merge with no less."""
+        joined: list[tuple[str, list[str], str, Attributes]] = []
+        for operator, inputs, output, attributes in self.plan:
+            if joined and operator == "Add" and joined[-1][0] == "MatMul":
+                before, bias = joined[-1], [n for n in inputs if n != joined[-1][2]]
+                if len(bias) == 1 and bias[0] in self.places:
+                    joined[-1] = ("MatMul", [*before[1], *bias], output, attributes)
+                    continue
+            joined.append((operator, inputs, output, attributes))
+        self.plan = joined
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph on a batch."""
@@ -100,7 +113,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Div": lambda _, x, y: x / y,
     "Flatten": lambda _, x: torch.flatten(x, 1),
     "Gemm": _gemm,
-    "MatMul": lambda _, x, w: F.linear(x, w.t()),
+    "MatMul": lambda _, x, w, b=None: F.linear(x, w.t(), b),
     "MaxPool": _max_pool,
     "Mul": lambda _, x, y: x * y,
     "Relu": lambda _, x: torch.relu(x),

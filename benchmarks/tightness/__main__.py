@@ -71,7 +71,7 @@ def _report(machine: dict[str, Any], found: list[Line], semantics: str) -> str:
         "auto_LiRPA's in float32. Differences are relative, positive where ours are larger, which",
         f"is better; a row is worse beyond {TOLERANCE:g}. `alpha-20` takes as many steps as the",
         "other library, `alpha` has our defaults. Above samples: rows above what random points",
-        "reached, which would be unsound. Good: IBP is equal, the rest no worse, alpha above crown.",
+        "reached, which would be unsound. Good: IBP equal, the rest no worse, alpha above crown.",
         "",
         table(_TITLES, [_row(line) for line in found]),
         *(["", "What failed:", "", *errors] if errors else []),

@@ -134,7 +134,7 @@ def optimise(
             gained.append(float(torch.nan_to_num(best, 0.0, 0.0, 0.0).sum()))
             if (
                 iteration == settings.iterations
-                or not values.requires_grad
+                or not (variables and values.requires_grad)
                 or (done and done(best))
             ):
                 break
