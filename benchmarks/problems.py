@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.data import Reference
 from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits
-from certify.bounds.crown import State, interval_row_bounds, row_bounds
+from certify.bounds.crown import State
 from certify.bounds.methods import METHODS, analyse, fit, lower_rows
 from certify.bounds.program import prepare
 from certify.bounds.rounding import Semantics
@@ -73,8 +73,5 @@ def lower_bounds(problem: Problem, variant: str, semantics: str) -> Found:
         state = analyse(program, problem.region, method, arithmetic, Limits(), alpha)
         y: Any = torch.from_numpy(problem.rows.y).to(program.dtype)
         rows = {program.output: y.reshape(*y.shape[:2], *program.shape(program.output))}
-        values, slopes = lower_rows(state, rows, method, alpha)
-        if slopes is not None and arithmetic.rigorous:  # the optimiser works in plain floats
-            values = torch.fmax(interval_row_bounds(state, rows),
-                                row_bounds(state, rows, slopes))
+        values, _ = lower_rows(state, rows, method, alpha)
     return Found(values[0].double() - torch.from_numpy(problem.rows.bound), state)

@@ -111,6 +111,7 @@ class _Climb:
                 margin = float(np.nan_to_num(best[i], nan=-np.inf))
                 self.margins[target.key] = max(margin, self.margins.get(target.key, -np.inf))
                 if decision.proved[i]:
+                    self.margins[target.key] = margin  # what was proved, not what was searched
                     self.proofs[target.key] = Proof(
                         method, decision.margins[i], self._slopes(decision, group)
                     )

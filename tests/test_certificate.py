@@ -419,3 +419,18 @@ def test_devices_and_links_are_never_replaced(tmp_path: Path, kind: str) -> None
     after = target.lstat()
     assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
     assert set(tmp_path.iterdir()) <= {target}
+
+
+def test_a_forged_margin_is_rejected() -> None:
+    import certify
+    from certify.ops.builder import Builder
+
+    b = Builder()
+    y = b.add("linear", b.input("x", (1, 2)), b.constant(np.array([[1.0, 0.0], [0.0, 1.0]])), None)
+    network = b.finish(y)
+    region = certify.Box(np.array([[2.0, 0.0]]), np.array([[3.0, 1.0]]))
+    certificate = certify.verify(network, region, certify.Spec.classify(0, 2))
+    assert certify.check(certificate, network).accepted
+    forged = dataclasses.replace(certificate, margin=99.0)
+    report = certify.check(forged, network)
+    assert not report.accepted and "margin" in report.reason

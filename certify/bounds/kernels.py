@@ -11,7 +11,6 @@ import os
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,24 +26,28 @@ def relax_dense(A: Tensor, lines: tuple[Tensor, ...], cost: Tensor) -> tuple[Ten
     Returns:
         New rows ``(R, n)`` and ``(R, 2)`` float64: the bias, and ``|A| . cost`` for ``cost (n,)``.
     """
-    return _relaxed("relax_dense", A, *lines, cost)
+    rows, sums = _call("relax_dense", A, *lines, cost)
+    return rows, sums
 
 
 def relax_windows(
     A: Tensor, top: Tensor, left: Tensor, lines: tuple[Tensor, ...], cost: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `relax_dense` for windows ``(R, h, w, C)`` at ``top, left (R,)`` of maps ``(H, W, C)``."""
-    return _relaxed("relax_windows", A, top, left, *lines, cost)
+    rows, sums = _call("relax_windows", A, top, left, *lines, cost)
+    return rows, sums
 
 
 def dot_dense(A: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """``(R, 2)`` float64: rows ``(R, n)`` times ``first (n,)``, their sizes times ``second``."""
-    return _dotted("dot_dense", A, first, second)
+    sums: Tensor = _call("dot_dense", A, first, second)
+    return sums
 
 
 def dot_windows(A: Tensor, top: Tensor, left: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """``(R, 2)`` float64: windows times one map, and their sizes times another."""
-    return _dotted("dot_windows", A, top, left, first, second)
+    sums: Tensor = _call("dot_windows", A, top, left, first, second)
+    return sums
 
 
 def usable(A: Tensor) -> bool:
@@ -63,24 +66,15 @@ def _module() -> Any:
     return rows
 
 
-def _relaxed(name: str, A: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+def _call(name: str, A: Tensor, *rest: Tensor) -> Any:
     if not usable(A):
-        rows, bias = getattr(reference, name)(A, *rest)
-        return rows, bias
+        return getattr(reference, name)(A, *rest)
+    arrays = [t.detach().contiguous().numpy() for t in (A, *rest)]
+    sums = torch.empty(A.shape[0], 2, dtype=torch.float64)
+    kernel = getattr(_module(), name)
+    if name.startswith("dot"):
+        kernel(*arrays, sums.numpy())
+        return sums
     out = torch.empty_like(A, memory_format=torch.contiguous_format)
-    sums = torch.empty(A.shape[0], 2, dtype=torch.float64)
-    getattr(_module(), name)(*_arrays(A, *rest), out.numpy(), sums.numpy())
+    kernel(*arrays, out.numpy(), sums.numpy())
     return out, sums
-
-
-def _dotted(name: str, A: Tensor, *rest: Tensor) -> Tensor:
-    if not usable(A):
-        found: Tensor = getattr(reference, name)(A, *rest)
-        return found
-    sums = torch.empty(A.shape[0], 2, dtype=torch.float64)
-    getattr(_module(), name)(*_arrays(A, *rest), sums.numpy())
-    return sums
-
-
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [t.detach().contiguous().numpy() for t in tensors]
