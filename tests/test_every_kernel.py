@@ -13,6 +13,12 @@ ROWS, CHANNELS, H, W, h, w = 7, 3, 6, 5, 4, 3
 DTYPES = [torch.float32, torch.float64]
 
 
+def force(monkeypatch: pytest.MonkeyPatch, least: int = 0) -> None:
+    """Use kernels from ``least`` coefficients on."""
+    monkeypatch.setattr(kernels, "WORTH_IT", least)
+    monkeypatch.setattr(kernels, "WORTH_A_CALL", least)
+
+
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -49,7 +55,7 @@ def both(name: str, args: tuple[Any, ...]) -> tuple[Any, Any]:
 def test_a_kernel_computes_what_its_reference_says(
     name: str, dtype: torch.dtype, per_row: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "WORTH_IT", 0)
+    force(monkeypatch)
     args = operands(name, dtype, per_row)
     assert kernels.usable(args[0])
     fast, plain = both(name, args)
@@ -70,7 +76,7 @@ def test_the_registry_of_kernels_is_the_kernels_file() -> None:
 
 
 def test_a_wrong_kernel_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "WORTH_IT", 0)
+    force(monkeypatch)
     args = operands("relax_dense", torch.float64, False)
     fast, _ = both("relax_dense", args)
     swapped = (args[0], args[3], args[4], args[1], args[2], args[5])  # upper lines for lower ones
@@ -79,7 +85,7 @@ def test_a_wrong_kernel_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("why", ["switched off", "small", "gradients"])
 def test_kernels_stay_out_of_the_way(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "WORTH_IT", 10**9 if why == "small" else 0)
+    force(monkeypatch, 10**9 if why == "small" else 0)
     if why == "switched off":
         monkeypatch.setenv("CERTIFY_KERNELS", "off")
     A = draw(4, 4, dtype=torch.float32).requires_grad_(why == "gradients")

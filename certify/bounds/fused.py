@@ -63,9 +63,9 @@ def dot_rows(
 
     ``first, second`` are ``(B or 1, *shape)``, or None for zero.
     """
-    values = rows.values if isinstance(rows, PatchRows) else rows
-    if not isinstance(values, Tensor) or not kernels.usable(values):
+    if not _worth_it(rows):
         return None
+    values = rows.values if isinstance(rows, PatchRows) else rows
     shape = rows.shape if isinstance(rows, PatchRows) else rows.shape[2:]
     B, zero = values.shape[0], values.new_zeros((1,) * (1 + len(shape)))
     order = _Order(rows, shape)
@@ -79,6 +79,11 @@ def dot_rows(
             sums.append(kernels.dot_dense(order.rows(b), one, two))
     total = torch.stack(sums)
     return total[..., 0], total[..., 1]
+
+
+def _worth_it(rows: Any) -> bool:
+    """Windows always: written out densely they would be many times as large."""
+    return isinstance(rows, PatchRows) or (isinstance(rows, Tensor) and kernels.usable(rows))
 
 
 class _Order:
@@ -105,9 +110,8 @@ class _Order:
     def back(self, found: list[Tensor]) -> Any:
         """What kernels returned, as rows of the kind they came from."""
         if self.windows:
-            return replace(
-                self.source, values=torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
-            )
+            values = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
+            return replace(self.source, values=values, clean=True)
         out = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
         B, R = out.shape[:2]
         if not self.last:
@@ -118,11 +122,9 @@ class _Order:
 
 def box_rows(rows: Any, region: Region) -> Tensor | None:
     """Rigorous minimum ``(B, R)``, float64, of rows over a box, not written out densely."""
-    if not isinstance(region, BoxShaped):
+    if not isinstance(region, BoxShaped) or not _worth_it(rows):
         return None
     values = rows.values if isinstance(rows, PatchRows) else rows
-    if not isinstance(values, Tensor) or not kernels.usable(values):
-        return None
     lower, upper = (to_tensor(e).to(values.device, torch.float64) for e in region.ends())
     middle = (lower + upper) / 2
     radius = torch.maximum(upper - middle, middle - lower) * (1 + 4 * UNIT64)

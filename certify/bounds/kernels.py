@@ -8,6 +8,7 @@ more than importing numba costs.
 from __future__ import annotations
 
 import os
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from certify.bounds import reference
 
-WORTH_IT = 2**19  # coefficients in one tensor
+WORTH_IT = 2**19  # coefficients in one tensor for which numba is imported ...
+WORTH_A_CALL = 2**15  # ... and for which it is used once it is there
 KERNELS = ("relax_dense", "relax_windows", "dot_dense", "dot_windows")
 
 
@@ -52,7 +54,8 @@ def dot_windows(A: Tensor, top: Tensor, left: Tensor, first: Tensor, second: Ten
 
 def usable(A: Tensor) -> bool:
     """Whether kernels pay for coefficients like these."""
-    if A.device.type != "cpu" or A.numel() < WORTH_IT or os.environ.get("CERTIFY_KERNELS") == "off":
+    least = WORTH_IT if "certify.kernels.rows" not in sys.modules else WORTH_A_CALL
+    if A.device.type != "cpu" or A.numel() < least or os.environ.get("CERTIFY_KERNELS") == "off":
         return False
     return not (A.requires_grad and torch.is_grad_enabled()) and _module() is not None
 

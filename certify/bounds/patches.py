@@ -20,6 +20,7 @@ from certify.bounds.program import Step
 from certify.bounds.reference import windows
 from certify.bounds.rows import UnitRows
 from certify.ops.families import Lines
+from certify.ops.phases import phases_pay, transpose_by_phases
 from certify.ops.windows import window_of
 
 _SCALING = frozenset({"batch_norm", "mul", "div", "neg", "add", "sub"})
@@ -31,16 +32,20 @@ class PatchRows:
     """Coefficients ``(B, R, h, w, C)`` of windows of a ``(..., C, H, W)`` map; zero elsewhere.
 
     Attributes:
-        values: entries of a window that fall outside the map are zero. Channels come last: that
-            is the order in which convolutions and the kernels run fastest.
+        values: entries of a window that fall outside the map count as zero. Channels come last:
+            that is the order in which convolutions and the kernels run fastest.
         top, left: position of each window's first entry, ``(B, R)``; may be negative.
         shape: the step's shape for one example.
+        twice: the second half of the rows has the places of the first.
+        clean: entries outside the map really are zero; otherwise they are to be ignored.
     """
 
     values: Tensor
     top: Tensor
     left: Tensor
     shape: tuple[int, ...]
+    twice: bool = False
+    clean: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,9 +63,8 @@ class PatchRows:
     def mirrored(self) -> PatchRows:
         """These rows, then their negations."""
         double = torch.cat((self.values, -self.values), 1)
-        return PatchRows(
-            double, torch.cat((self.top,) * 2, 1), torch.cat((self.left,) * 2, 1), self.shape
-        )
+        top, left = (torch.cat((t, t), 1) for t in (self.top, self.left))
+        return replace(self, values=double, top=top, left=left, twice=True)
 
     def dense(self) -> Tensor:
         """The rows as ``(B, R, *shape)``, channels last in memory."""
@@ -80,15 +84,26 @@ class PatchRows:
 
     def windows(self, maps: Tensor) -> Tensor:
         """The windows of ``maps (B or 1, *shape)``, zero outside, as ``(B, R, h, w, C)``."""
-        size = self.size
         maps = maps.reshape(maps.shape[0], *self.shape[-3:])
-        last = len(maps) - 1
-        return torch.stack(
+        last, R = len(maps) - 1, self.top.shape[1]
+        R = R // 2 if self.twice else R
+        found = torch.stack(
             [
-                windows(maps[min(b, last)], self.top[b], self.left[b], size)
+                windows(maps[min(b, last)], self.top[b, :R], self.left[b, :R], self.size)
                 for b in range(len(self.top))
             ]
         )
+        return torch.cat((found, found), 1) if self.twice else found
+
+    def cleaned(self) -> PatchRows:
+        """The same rows with zeros outside the map."""
+        if self.clean:
+            return self
+        (h, w), (H, W) = self.size, self.shape[-2:]
+        y = self.top.unsqueeze(-1) + torch.arange(h, device=self.top.device)
+        x = self.left.unsqueeze(-1) + torch.arange(w, device=self.top.device)
+        inside = ((y >= 0) & (y < H)).unsqueeze(-1) & ((x >= 0) & (x < W)).unsqueeze(-2)
+        return replace(self, values=self.values * inside.unsqueeze(-1), clean=True)
 
     def dot(self, maps: Tensor) -> Tensor:
         """``sum coefficient * map``, ``(B, R)``, for ``maps (B or 1, *shape)``."""
@@ -96,7 +111,7 @@ class PatchRows:
 
     def scaled(self, maps: Tensor) -> PatchRows:
         """Each coefficient times the element of ``maps (B or 1, *shape)`` it belongs to."""
-        return replace(self, values=self.values * self.windows(maps))
+        return replace(self, values=self.values * self.windows(maps), clean=True)
 
     def plus(self, other: PatchRows) -> PatchRows | None:
         """The sum, or None where the windows' offsets differ from row to row."""
@@ -109,7 +124,14 @@ class PatchRows:
         y1, x1 = max(h, dy + g), max(w, dx + v)
         mine = pad(self.values, (0, 0, -x0, x1 - w, -y0, y1 - h))
         theirs = pad(other.values, (0, 0, dx - x0, x1 - dx - v, dy - y0, y1 - dy - g))
-        return PatchRows(mine + theirs, self.top + y0, self.left + x0, self.shape)
+        return PatchRows(
+            mine + theirs,
+            self.top + y0,
+            self.left + x0,
+            self.shape,
+            twice=self.twice and other.twice,
+            clean=self.clean and other.clean,
+        )
 
 
 def relax_patches(rows: PatchRows, lines: Lines) -> tuple[PatchRows, Tensor] | None:
@@ -123,20 +145,20 @@ def relax_patches(rows: PatchRows, lines: Lines) -> tuple[PatchRows, Tensor] | N
         return None
     if lines.site.shapes[0] != lines.site.shape:
         return None
-    positive, negative = rows.values.clamp(min=0), rows.values.clamp(max=0)
-    shape = lines.site.shape
+    shape, coefficients = lines.site.shape, rows.values
 
-    def take(t: Tensor) -> Tensor:
+    def take(t: Tensor | None) -> Tensor:
+        if t is None:
+            return coefficients.new_zeros(())
         return rows.windows(t[:, 0].expand(-1, *shape))
 
-    values = torch.zeros_like(rows.values)
+    slopes = torch.where(coefficients > 0, take(low), take(up))
     bias = rows.zeros()
-    for part, slope, constant in ((positive, low, lines.low_c), (negative, up, lines.up_c)):
-        if slope is not None:
-            values = values + part * take(slope)
+    for constant, positive in ((lines.low_c, True), (lines.up_c, False)):
         if constant is not None:
+            part = coefficients.clamp(min=0) if positive else coefficients.clamp(max=0)
             bias = bias + torch.nan_to_num(part * take(constant), 0.0).flatten(2).sum(-1)
-    return replace(rows, values=values), bias
+    return replace(rows, values=coefficients * slopes, clean=True), bias
 
 
 def pull_patches(step: Step, rows: Any) -> tuple[Any, ...] | None:
@@ -170,22 +192,21 @@ def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
         values = weight.permute(0, 2, 3, 1)[channel]
         top, left = place // OW * sy - py, place % OW * sx - px
     else:
+        rows = rows.cleaned()
         (h, w), (B, R) = rows.size, rows.top.shape
         flat = rows.values.reshape(B * R, h, w, -1).permute(0, 3, 1, 2)
-        kernel = weight.contiguous(memory_format=torch.channels_last)
-        found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx)).permute(
-            0, 2, 3, 1
-        )
+        if groups == 1 and phases_pay(flat, weight, window.strides, window.dilations):
+            found = transpose_by_phases(flat, weight, sy)
+        else:
+            kernel = weight.contiguous(memory_format=torch.channels_last)
+            found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx))
+        found = found.permute(0, 2, 3, 1)
         values = found.reshape(B, R, *found.shape[1:])
         top, left = rows.top * sy - py, rows.left * sx - px
     kh, kw = values.shape[2:4]
     if kh * kw >= _DENSE_FROM * H * W:
         return None
     outside = (top < 0) | (left < 0) | (top + kh > H) | (left + kw > W)
-    pulled = PatchRows(values, top, left, site.shapes[0])
-    if bool(outside.any()):
-        y = top.unsqueeze(-1) + torch.arange(kh, device=top.device)
-        x = left.unsqueeze(-1) + torch.arange(kw, device=top.device)
-        inside = ((y >= 0) & (y < H)).unsqueeze(-1) & ((x >= 0) & (x < W)).unsqueeze(-2)
-        pulled = replace(pulled, values=values * inside.unsqueeze(-1))
-    return pulled, None, None
+    twice = isinstance(rows, PatchRows) and rows.twice
+    clean = not bool(outside.any())
+    return PatchRows(values, top, left, site.shapes[0], twice, clean), None, None

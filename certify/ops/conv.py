@@ -13,6 +13,7 @@ from certify.ops.arguments import integers
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.families import affine
 from certify.ops.moves import reshaped
+from certify.ops.phases import phases_pay, transpose_by_phases
 from certify.ops.record import Example, Site
 from certify.ops.windows import Window, aten_window, onnx_window, products, slid, window_of
 
@@ -70,6 +71,11 @@ def run_conv_transpose(
     extra = [
         n - (f - p - q) for n, f, p, q in zip(size, full, window.begins, window.ends, strict=True)
     ]
+    by_phases = window.rank == 2 and groups == 1
+    if by_phases and phases_pay(x, weight, window.strides, window.dilations):
+        whole = transpose_by_phases(x, weight, window.strides[0])
+        ends = tuple(e - q for e, q in zip(extra, window.ends, strict=True))
+        return bordered(whole, tuple(-p for p in window.begins), ends)
     room = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
     if window.symmetric and all(0 <= e < r for e, r in zip(extra, room, strict=True)):
         return call(

@@ -2,8 +2,8 @@
 
 Output pixel ``q s + r`` only meets kernel entries ``m s + r``: each of the ``s x s`` phases is a
 stride-1 convolution with a kernel of ``ceil(k / s)``. All phases are computed at once as extra
-channels and interleaved. Libraries run strided transposed convolutions with few channels at a few
-percent of the processor's rate and stride-1 convolutions near it.
+channels and interleaved, channels last. oneDNN runs strided transposed convolutions with few
+channels at a few percent of the processor's rate, and stride-1 convolutions near it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MANY = 32  # examples from which it pays
+
+
+def phases_pay(
+    x: Tensor, weight: Tensor, strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> bool:
+    """Whether `transpose_by_phases` is faster: float32 on a CPU, a stride, many examples."""
+    from torch import float32
+
+    plain = len(set(strides)) == 1 and strides[0] > 1 and set(dilations) == {1}
+    plain = plain and min(weight.shape[2:]) >= strides[0]  # else whole phases are zero
+    return plain and x.device.type == "cpu" and x.dtype == float32 and len(x) >= _MANY
+
 
 def transpose_by_phases(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """``conv_transpose2d(x, weight, stride=stride)``, perhaps with zeros appended below and right.
+    """``conv_transpose2d(x, weight, stride=stride)``, channels last in memory.
 
     Args:
-        x: ``(N, outer, H, W)``. weight: ``(outer, C, k, k')``.
-
-    Returns:
-        ``(N, C, s (H + K - 1), s (W + K' - 1))`` with ``K = ceil(k / s)``.
+        x: ``(N, O, H, W)``. weight: ``(O, C, k, k')``, one group.
     """
-    from torch.nn.functional import conv2d, pad, pixel_shuffle
+    from torch import channels_last
+    from torch.nn.functional import conv2d, pad
 
-    outer, C, kh, kw = weight.shape
+    filters, C, kh, kw = weight.shape
     Kh, Kw = -(-kh // stride), -(-kw // stride)
     full = pad(weight, (0, Kw * stride - kw, 0, Kh * stride - kh))
-    phases = full.reshape(outer, C, Kh, stride, Kw, stride).permute(1, 3, 5, 0, 2, 4)
-    kernel = phases.reshape(C * stride * stride, outer, Kh, Kw).flip(2, 3)
-    return pixel_shuffle(conv2d(x, kernel, padding=(Kh - 1, Kw - 1)), stride)
+    parts = full.reshape(filters, C, Kh, stride, Kw, stride).permute(3, 5, 1, 0, 2, 4)
+    kernel = parts.reshape(stride * stride * C, filters, Kh, Kw).flip(2, 3)
+    y = conv2d(
+        x.contiguous(memory_format=channels_last),
+        kernel.contiguous(memory_format=channels_last),
+        padding=(Kh - 1, Kw - 1),
+    ).permute(0, 2, 3, 1)
+    N, Q, P, _ = y.shape
+    apart = y.reshape(N, Q, P, stride, stride, C).permute(0, 1, 3, 2, 4, 5)
+    whole = apart.reshape(N, Q * stride, P * stride, C).permute(0, 3, 1, 2)
+    return whole[..., : (x.shape[2] - 1) * stride + kh, : (x.shape[3] - 1) * stride + kw]
