@@ -90,3 +90,22 @@ def test_kernels_stay_out_of_the_way(why: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("CERTIFY_KERNELS", "off")
     A = draw(4, 4, dtype=torch.float32).requires_grad_(why == "gradients")
     assert not kernels.usable(A)
+
+
+def test_no_gradient_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coefficients may need no gradient where slopes do, as in the first step of an optimiser."""
+    from certify.bounds.fused import relax_rows
+    from certify.ops.families import Lines
+    from certify.ops.record import Site
+
+    force(monkeypatch)
+    site = Site("relu", {}, ((5,),), (True,), (5,))
+    A = draw(1, 3, 5, dtype=torch.float32)
+    low, up, c = (draw(1, 1, 5, dtype=torch.float32, seed=i) for i in range(3))
+    lines = Lines(site, (low,), None, (up,), c)
+    assert relax_rows(A, lines, None) is not None
+    low.requires_grad_()
+    assert relax_rows(A, lines, None) is None
+    with torch.no_grad():
+        assert relax_rows(A, lines, None) is not None
+    assert kernels.usable(A) and not kernels.usable(A, low)

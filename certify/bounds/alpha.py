@@ -24,7 +24,7 @@ _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it,
 _LEAST_STEP = 0.01
 _NOISE = 1e-6  # gradients below this share of a row's largest count as zero
 _COSTLY = 2.5e8  # floating-point operations of one pass over all rows
-_COSTLY_ITERATIONS = 16
+_COSTLY_ITERATIONS = 20
 
 
 @dataclass(frozen=True)

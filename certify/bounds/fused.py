@@ -27,10 +27,11 @@ def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tenso
     Bias and cost are ``(B, R)`` float64.
     """
     values = rows.values if isinstance(rows, PatchRows) else rows
+    given = [t for t in (*lines.low, lines.low_c, *lines.up, lines.up_c) if t is not None]
     if (
         len(lines.low) != 1
         or lines.site.shapes[0] != lines.site.shape
-        or not kernels.usable(values)
+        or not kernels.usable(values, *given)
     ):
         return None
     zero = values.new_zeros((1, 1) + (1,) * len(lines.site.shape))

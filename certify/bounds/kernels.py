@@ -52,12 +52,14 @@ def dot_windows(A: Tensor, top: Tensor, left: Tensor, first: Tensor, second: Ten
     return sums
 
 
-def usable(A: Tensor) -> bool:
-    """Whether kernels pay for coefficients like these."""
+def usable(A: Tensor, *others: Tensor) -> bool:
+    """Whether kernels pay for coefficients like these and lose no gradient of any operand."""
     least = WORTH_IT if "certify.kernels.rows" not in sys.modules else WORTH_A_CALL
     if A.device.type != "cpu" or A.numel() < least or os.environ.get("CERTIFY_KERNELS") == "off":
         return False
-    return not (A.requires_grad and torch.is_grad_enabled()) and _module() is not None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (A, *others)):
+        return False
+    return _module() is not None
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +72,7 @@ def _module() -> Any:
 
 
 def _call(name: str, A: Tensor, *rest: Tensor) -> Any:
-    if not usable(A):
+    if not usable(A, *rest):
         return getattr(reference, name)(A, *rest)
     arrays = [t.detach().contiguous().numpy() for t in (A, *rest)]
     sums = torch.empty(A.shape[0], 2, dtype=torch.float64)
