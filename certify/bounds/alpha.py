@@ -23,6 +23,7 @@ from certify.ops.record import Slope
 _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
 _LEAST_STEP = 0.01
 _NOISE = 1e-6  # gradients below this share of a row's largest count as zero
+_GENTLER = 0.3  # factor on the rate when no row has gained yet
 _COSTLY = 2.5e8  # floating-point operations of one pass over all rows
 _COSTLY_ITERATIONS = 20
 
@@ -126,7 +127,7 @@ def optimise(
     variables = _variables(state, rows, count)
     with torch.enable_grad():
         best: Tensor | None = None
-        rate, gained = settings.rate, list[float]()
+        rate, gained, tried = settings.rate, list[float](), True
         for iteration in range(settings.iterations + 1):
             chosen = {i: tuple(v.whole(v.value) for v in group) for i, group in variables.items()}
             values = row_bounds(state, rows, chosen, mirrored=mirrored)
@@ -138,9 +139,13 @@ def optimise(
                 or (done and done(best))
             ):
                 break
-            if len(gained) > 5 and gained[-1] - gained[-4] <= settings.settled * (
-                gained[-1] - gained[0]
-            ):
+            tried = not tried
+            if iteration and gained[-1] == gained[0] and tried:
+                rate *= _GENTLER  # too bold: back to the start, and from there more gently
+                _restart(variables)
+                continue
+            moved = gained[-1] - gained[-4] if len(gained) > 5 else math.inf
+            if gained[-1] > gained[0] and moved <= settings.settled * (gained[-1] - gained[0]):
                 break
             _ascend(values, variables, rate, iteration + 1)
             rate *= settings.decay
@@ -205,6 +210,14 @@ def _keep_best(
                 better.unsqueeze(-1), variable.value.detach(), variable.best
             )
     return torch.where(better, values, best)
+
+
+def _restart(variables: dict[int, list[_Variable]]) -> None:
+    """Back to the best slopes so far, without momentum."""
+    for variable in (v for group in variables.values() for v in group):
+        variable.value = variable.best.clone().requires_grad_()
+        variable.first.zero_()
+        variable.second.zero_()
 
 
 def _ascend(values: Tensor, variables: dict[int, list[_Variable]], rate: float, count: int) -> None:
