@@ -10,6 +10,7 @@ the ball lies inside the range the result is the plain dual-norm bound.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,9 @@ class Ball(Centred):
     eps: Array
 
     @property
+    @abstractmethod
     def exponent(self) -> float:
         """The p of the norm."""
-        raise NotImplementedError
 
     def batched(self, shape: Shape) -> Self:
         """See `Region.batched`."""
