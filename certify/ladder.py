@@ -14,7 +14,7 @@ from certify.bounds import evaluate
 from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits, OutOfTime
 from certify.bounds.crown import Plan, input_boxes, tighten
-from certify.bounds.decide import Decision, Means, clause_margins, decide
+from certify.bounds.decide import Decision, Means, decide
 from certify.bounds.program import prepare
 from certify.bounds.rounding import Semantics, unguaranteed
 from certify.core.certificate import Counterexample, Verdict
@@ -106,7 +106,7 @@ class _Climb:
         self.last = method
         for group in groups(self.graph, self.open):
             decision = self._decide(group, method)
-            best = clause_margins(group[0].spec.rows(), decision.margins).min(axis=1)
+            best = group[0].spec.rows().clause_margins(decision.margins).min(axis=1)
             for i, target in enumerate(group):
                 margin = float(np.nan_to_num(best[i], nan=-np.inf))
                 self.margins[target.key] = max(margin, self.margins.get(target.key, -np.inf))

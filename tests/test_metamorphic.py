@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from certify.bounds.alpha import Alpha
-from certify.bounds.decide import refuted
 from certify.bounds.methods import METHODS, bound
 from certify.core.graph import Graph
 from certify.core.region import Box
@@ -323,7 +322,7 @@ def test_what_margins_decide() -> None:
     }
     margins = np.array(list(expected))
     wanted = list(expected.values())
-    assert refuted(spec.rows(), margins).tolist() == wanted
+    assert spec.rows().refuted(margins).tolist() == wanted
     assert spec.decided(margins).tolist() == wanted
     assert spec.decided(torch.as_tensor(margins)).tolist() == wanted
 

@@ -138,7 +138,7 @@ def decide(graph: Graph, question: Question, method: str, means: Means) -> Decis
 def _promising(rows: Rows, margins: np.ndarray) -> np.ndarray:
     """Examples ``(B,)`` that plain float32 margins prove, or nearly."""
     scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
-    return refuted(rows, margins + _NEAR * scale)
+    return rows.refuted(margins + _NEAR * scale)
 
 
 def _subset_bounds(state: State, mask: np.ndarray) -> list[Interval | None]:
@@ -177,26 +177,7 @@ def _evaluate(state: State, question: Question, evidence: Evidence) -> Decision:
         values = torch.fmax(values, row_bounds(state, rows, _double_slopes(evidence.slopes)))
     # The sign of a difference of two floats is exact: no rounding to account for here.
     margins = values.cpu().numpy().astype(np.float64) - question.bound
-    return Decision(margins, refuted(question.rows, margins), evidence)
-
-
-def prove(graph: Graph, question: Question, evidence: Evidence, means: Means) -> Decision:
-    """Evaluate evidence again, rigorously. Whatever the evidence is, the result is sound."""
-    with torch.no_grad():
-        return _prove(graph, question, evidence, means)
-
-
-def refuted(rows: Rows, margins: np.ndarray) -> np.ndarray:
-    """Examples ``(B,)`` for which every clause has a refuted row; NaN refutes nothing."""
-    single = np.where(rows.strict, margins >= 0, margins > 0)
-    starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
-    return np.asarray(np.logical_or.reduceat(single, starts, axis=1).all(axis=1))
-
-
-def clause_margins(rows: Rows, margins: np.ndarray) -> np.ndarray:
-    """The best row of each clause, ``(B, clauses)``."""
-    starts = np.searchsorted(rows.group, np.arange(rows.group[-1] + 1))
-    return np.maximum.reduceat(margins, starts, axis=1)
+    return Decision(margins, question.rows.refuted(margins), evidence)
 
 
 def _search(
@@ -208,7 +189,7 @@ def _search(
     def done(best: Tensor) -> bool:
         margins = (best.double() - bound).cpu().numpy()
         scale = np.abs(np.where(np.isfinite(margins), margins, 0.0)).max(axis=1, keepdims=True)
-        return bool(refuted(question.rows, margins - 2 * _NEAR * scale).all())
+        return bool(question.rows.refuted(margins - 2 * _NEAR * scale).all())
 
     searching = state.searching()
     values, slopes = lower_rows(
@@ -289,15 +270,3 @@ def _double_slopes(slopes: Slopes | None) -> Slopes | None:
     if slopes is None:
         return None
     return {i: tuple(t.double() for t in group) for i, group in slopes.items()}
-
-
-__all__ = [
-    "Decision",
-    "Evidence",
-    "Means",
-    "Question",
-    "clause_margins",
-    "decide",
-    "prove",
-    "refuted",
-]

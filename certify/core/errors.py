@@ -51,9 +51,3 @@ class CannotWrite(CertifyError):
     """An output file could not be written; what was finished is kept."""
 
     exit_code = EXIT_CANNOT_WRITE
-
-
-class Rejected(CertifyError):
-    """A certificate or a re-check that did not hold up."""
-
-    exit_code = EXIT_REJECTED

@@ -95,6 +95,21 @@ class Rows(NamedTuple):
     strict: NDArray[np.bool_]
     group: NDArray[np.int64]
 
+    def refuted(self, margins: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Examples ``(B,)`` whose every clause has a row refuted by ``margins (B, R)``.
+
+        ``margins`` are lower bounds of ``g``; NaN refutes nothing.
+        """
+        single = np.where(self.strict, margins >= 0, margins > 0)
+        return np.asarray(np.logical_or.reduceat(single, self._starts(), axis=1).all(axis=1))
+
+    def clause_margins(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The best row of each clause, ``(B, clauses)``."""
+        return np.asarray(np.maximum.reduceat(margins, self._starts(), axis=1))
+
+    def _starts(self) -> NDArray[np.int64]:
+        return np.searchsorted(self.group, np.arange(self.group[-1] + 1))
+
 
 @dataclass(frozen=True, eq=False)
 class Spec:
@@ -235,9 +250,7 @@ class Spec:
             raise BadInput(f"margins of shape {tuple(margins.shape)} for {len(rows.bound)} rows: "
                            "give (batch, rows)")
         if not is_tensor(margins):
-            refuted = np.where(rows.strict, margins >= 0, margins > 0)
-            starts = np.searchsorted(rows.group, np.arange(len(self.clauses)))
-            return np.logical_or.reduceat(refuted, starts, axis=1).all(axis=1)
+            return rows.refuted(margins)
         import torch
 
         strict = torch.from_numpy(rows.strict).to(margins.device)
