@@ -72,16 +72,17 @@ def run_conv_transpose(
         n - (f - p - q) for n, f, p, q in zip(size, full, window.begins, window.ends, strict=True)
     ]
     by_phases = window.rank == 2 and groups == 1
-    if by_phases and phases_pay(x, weight, window.strides, window.dilations):
-        whole = transpose_by_phases(x, weight, window.strides[0])
-        ends = tuple(e - q for e, q in zip(extra, window.ends, strict=True))
-        return bordered(whole, tuple(-p for p in window.begins), ends)
+    by_phases = by_phases and phases_pay(x, weight, window.strides, window.dilations)
     room = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
-    if window.symmetric and all(0 <= e < r for e, r in zip(extra, room, strict=True)):
+    fits = window.symmetric and all(0 <= e < r for e, r in zip(extra, room, strict=True))
+    if fits and not by_phases:
         return call(
             x, weight, None, window.strides, window.begins, tuple(extra), groups, window.dilations
         )
-    whole = call(x, weight, None, window.strides, 0, 0, groups, window.dilations)
+    if by_phases:
+        whole = transpose_by_phases(x, weight, window.strides[0])
+    else:
+        whole = call(x, weight, None, window.strides, 0, 0, groups, window.dilations)
     ends = tuple(e - q for e, q in zip(extra, window.ends, strict=True))
     return bordered(whole, tuple(-p for p in window.begins), ends)
 
