@@ -17,9 +17,9 @@ from certify.bounds.budget import Limits
 from certify.bounds.crown import State
 from certify.bounds.methods import METHODS, analyse, fit, lower_rows
 from certify.bounds.program import prepare
-from certify.bounds.rounding import Semantics
 from certify.core.graph import Graph
 from certify.core.region import Region
+from certify.core.semantics import Semantics
 from certify.core.spec import Rows
 from certify.importers.model_file import load
 from certify.importers.vnnlib import read_vnnlib
@@ -59,17 +59,20 @@ class Found:
     state: State
 
 
-def lower_bounds(problem: Problem, variant: str, semantics: str) -> Found:
+def lower_bounds(
+    problem: Problem, variant: str, semantics: str, precision: torch.dtype | None = None
+) -> Found:
     """Lower bounds of the rows, all intermediate bounds included.
 
     Args:
         variant: a key of `VARIANTS`.
-        semantics: ``"search"``: plain float32; ``"real"``: float64 with all rounding accounted for.
+        semantics: ``"search"``: plain floats; ``"real"``: with all rounding accounted for.
+        precision: None for the one of the semantics in `PRECISIONS`.
     """
     name, alpha = VARIANTS[variant]
     method, arithmetic = METHODS[name], Semantics(semantics)
     with torch.no_grad():
-        program = prepare(problem.network, PRECISIONS[semantics])
+        program = prepare(problem.network, precision or PRECISIONS[semantics])
         state = analyse(program, problem.region, method, arithmetic, Limits(), alpha)
         y: Any = torch.from_numpy(problem.rows.y).to(program.dtype)
         rows = {program.output: y.reshape(*y.shape[:2], *program.shape(program.output))}

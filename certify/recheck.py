@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from certify.core.graph import Graph
 
 
+_PATIENCE = 10.0  # a search may take this many times the first one's seconds
 _MARGIN_SLACK = 0.01  # optimised slopes may end elsewhere on another machine
 
 
@@ -87,9 +88,10 @@ def _holds_again(certificate: Certificate, network: Graph) -> Report:
         return Report(False, "the certificate says that its claim holds and brings no evidence")
     methods = [evidence.method for evidence in certificate.evidence]
     margin = math.inf
+    seconds = _PATIENCE * max(certificate.provenance.seconds, 1.0)
     arithmetic = certificate.guarantee.arithmetic
     for number, (case, method) in enumerate(zip(certificate.claim.cases, methods, strict=True)):
-        proved, found = prove_again(network, case, method, arithmetic)
+        proved, found = prove_again(network, case, method, arithmetic, seconds)
         margin = min(margin, found)
         if not proved:
             return Report(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from certify.core.errors import UsageError
 
 METHOD_NAMES = ("auto", "ibp", "crown-ibp", "crown", "alpha")
+PROOF_METHODS = (*METHOD_NAMES, "search")  # what may stand behind a proof, tightest last
 SEMANTICS = ("real", "float32")
 DEFAULT_MEMORY = 4 * 2**30  # bytes
 Progress = Callable[[str], None]
@@ -26,7 +27,9 @@ class Options:
         seed: of the attack.
         memory: bytes that coefficient tensors may take.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where there is one.
+        workers: processor cores that may be busy at once.
         progress: called with one line per stage.
+        explain: called with what was chosen, and why.
     """
 
     timeout: float = 60.0
@@ -36,7 +39,9 @@ class Options:
     seed: int = 0
     memory: int = DEFAULT_MEMORY
     device: str = "cpu"
+    workers: int = 2
     progress: Progress | None = None
+    explain: Progress | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -45,6 +50,8 @@ class Options:
         ):
             if value not in known:
                 raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+        if self.workers < 1:
+            raise UsageError(f"workers must be at least 1, got {self.workers}")
         if not self.timeout > 0:
             raise UsageError(f"timeout must be a positive number of seconds, got {self.timeout}")
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
@@ -54,3 +61,8 @@ class Options:
         """Report a line of progress, to whoever wants it."""
         if self.progress is not None:
             self.progress(line)
+
+    def explained(self, line: str) -> None:
+        """Report a choice and its reason, to whoever wants it."""
+        if self.explain is not None:
+            self.explain(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,47 +11,15 @@ from certify.bounds.decide import Question
 from certify.bounds.program import prepare
 from certify.core.graph import Graph
 from certify.core.region import Box, Product, Region
-from certify.core.spec import Spec
+from certify.search.target import Target
 
 _LARGEST_GROUP = 256  # examples bounded together
 _GROUP_OPERATIONS = 4e8  # about this many per step of a group
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One example to decide.
-
-    Attributes:
-        case, example: where it stands in the claim.
-        region: batch 1, fitted to the network.
-        place: what a counterexample must lie in: the region, or a property file's exact box.
-    """
-
-    case: int
-    example: int
-    region: Region
-    spec: Spec
-    place: Any
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The target's place in the claim."""
-        return self.case, self.example
-
-
-def own_spec(target: Target) -> Spec:
-    """The target's rows of a specification that has rows per example."""
-    clauses = tuple(
-        replace(c, y=c.y[target.example : target.example + 1] if len(c.y) > 1 else c.y)
-        for c in target.spec.clauses
-    )
-    return Spec(clauses, target.spec.num_outputs)
-
-
 def question(group: list[Target]) -> Question:
     """One batched question from targets of equal structure."""
-    specs = [t.spec if t.spec.batch == 1 else own_spec(t) for t in group]
-    rows = [s.rows() for s in specs]
+    rows = [t.spec.only(t.example).rows() for t in group]
     bound = np.stack([r.bound for r in rows])
     if len(group) == 1:
         return Question(group[0].region, rows[0], bound)

@@ -11,14 +11,14 @@ from certify.core.errors import BadInput
 from certify.core.provenance import Provenance, Scalar, now, versions
 from certify.core.region import Product, Region, as_inputs
 from certify.importers.model_claim import claim_about
-from certify.settings import METHOD_NAMES, Options
+from certify.settings import PROOF_METHODS, Options
 
 if TYPE_CHECKING:
     from certify.core.graph import Graph
     from certify.core.spec import Spec
     from certify.importers.vnnlib import VnnlibQuery
-    from certify.ladder import Outcome
-    from certify.targets import Target
+    from certify.search.outcome import Outcome
+    from certify.search.target import Target
 
 
 def verify(
@@ -100,19 +100,25 @@ def _certify(
     options: Options,
     started: float,
 ) -> Certificate:
-    from certify.ladder import climb
+    from certify.small_route import small_route
 
     begun = now()
     claim = claim_about(network, cases)
     # Leaving takes time too: the answer is to arrive within the limit, on a busy machine as well.
     spare = min(1.0, 0.05 * options.timeout)
-    outcome = climb(network, _targets(cases, query), options, started + options.timeout - spare)
+    targets, deadline = _targets(cases, query), started + options.timeout - spare
+    outcome = small_route(network, targets, options, deadline)
+    if outcome is None:
+        from certify.ladder import climb  # late: it takes torch
+
+        outcome = climb(network, targets, options, deadline)
     settings: dict[str, Scalar] = {
         "timeout": options.timeout,
         "method": options.method,
         "semantics": options.semantics,
         "attack": options.attack,
         "memory": options.memory,
+        "workers": options.workers,
         "model_path": str(network.source.get("path", "")),
     }
     provenance = Provenance(
@@ -139,7 +145,7 @@ def _certify(
 
 
 def _targets(cases: tuple[Case, ...], query: VnnlibQuery | None) -> list[Target]:
-    from certify.targets import Target
+    from certify.search.target import Target
 
     found = []
     for number, case in enumerate(cases):
@@ -164,8 +170,10 @@ def _evidence(outcome: Outcome, cases: tuple[Case, ...]) -> tuple[Evidence, ...]
     found = []
     for number, case in enumerate(cases):
         mine = [outcome.proofs[number, example] for example in range(case.region.batch)]
-        methods = sorted({p.method for p in mine}, key=METHOD_NAMES.index)
-        margins = np.stack([p.margins for p in mine])
+        methods = sorted({p.method for p in mine}, key=PROOF_METHODS.index)
+        rows = [p.margins for p in mine if p.margins is not None]
+        margins = np.stack(rows) if len(rows) == len(mine) else None
         slopes = mine[0].slopes if len(mine) == 1 else {}
-        found.append(Evidence(methods[-1], slopes, margins))
+        trees = tuple(p.tree for p in mine)
+        found.append(Evidence(methods[-1], slopes, margins, trees if any(trees) else ()))
     return tuple(found)

@@ -34,7 +34,7 @@ def test_readme_example_runs(
     assert certify.load_certificate("certificate.json").verdict is certify.Verdict.HOLDS
 
 
-@pytest.mark.parametrize("command", ["verify", "bound", "check", "supports"])
+@pytest.mark.parametrize("command", ["verify", "bench", "bound", "check", "supports"])
 def test_readme_states_the_options_there_are(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import csv
 import gzip
-import math
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
+from onnx_agreement import RNG, assert_agrees, evaluated
 from onnx_models import gemm, model, node, saved
 
-from certify import ops
-from certify.bounds.evaluate import evaluate
 from certify.core.errors import BadInput, CertifyError, LimitExceeded, Unsupported
-from certify.core.graph import Graph
 from certify.importers.onnx_graph import load_onnx
 from certify.importers.onnx_runtime import Runtime
-from certify.ops.record import REGISTRY
-
-RNG = np.random.default_rng(0)
-
-
-def evaluated(graph: Graph, x: np.ndarray) -> np.ndarray:
-    """``x`` is (N, all inputs, flat); the result (N, outputs)."""
-    parts, at = [], 0
-    for shape in graph.input_shapes:
-        size = math.prod(shape)
-        parts.append(torch.tensor(x[:, at : at + size]).double().reshape(len(x), *shape))
-        at += size
-    return evaluate(graph, *parts).reshape(len(x), -1).numpy()
-
-
-def assert_agrees(graph: Graph, low: float = -1, high: float = 1, points: int = 4) -> None:
-    """Graph in float64 against ONNX Runtime in the model's own precision."""
-    size = sum(math.prod(shape) for shape in graph.input_shapes)
-    x = RNG.uniform(low, high, (points, size)).astype(np.float32)
-    want = Runtime(graph).run_batch(x)
-    got = evaluated(graph, x)
-    assert got.shape == want.shape
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
 def one_per_kind(data: Path) -> list[Path]:
@@ -231,70 +204,6 @@ def test_constants_that_would_explode_are_not_computed(
     proto = model([*nodes, node("Add", ["x", "c"], ["y"])], {"x": [1, 1]}, weights=weights)
     with pytest.raises(LimitExceeded):
         load_onnx(saved(tmp_path, proto))
-
-
-# --- functions ------------------------------------------------------------------------------
-
-
-def function(
-    name: str, nodes: list[onnx.NodeProto], attributes: tuple[str, ...] = ()
-) -> onnx.FunctionProto:
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("loc", 1)]
-    return helper.make_function("loc", name, ["u"], ["v"], nodes, opsets, list(attributes))
-
-
-def test_local_functions_are_expanded_with_their_attributes(tmp_path: Path) -> None:
-    leaky = node("LeakyRelu", ["u"], ["v"])
-    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
-    inner = function("Inner", [leaky], ("slope",))
-    outer = function("Outer", [node("Inner", ["u"], ["t"], domain="loc", slope=0.25),
-                               node("Neg", ["t"], ["v"])])
-    nodes = [node("Outer", ["x"], ["h"], domain="loc"), node("Outer", ["h"], ["y"], domain="loc")]
-    graph = load_onnx(saved(tmp_path, model(nodes, {"x": [1, 3]}, functions=[inner, outer])))
-    assert graph.output == "y"
-    assert "h" in graph.by_name
-    assert_agrees(graph)
-
-
-def test_functions_that_multiply_are_counted_before_they_are_expanded(tmp_path: Path) -> None:
-    levels = [function("F0", [node("Relu", ["u"], ["v"])])]
-    for i in range(1, 40):
-        levels.append(function(f"F{i}", [node(f"F{i - 1}", ["u"], ["t"], domain="loc"),
-                                         node(f"F{i - 1}", ["t"], ["v"], domain="loc")]))
-    proto = model([node("F39", ["x"], ["y"], domain="loc")], {"x": [1, 3]}, functions=levels)
-    with pytest.raises(LimitExceeded, match="nodes"):
-        load_onnx(saved(tmp_path, proto))
-
-
-def test_functions_that_call_each_other_in_a_ring_are_refused(tmp_path: Path) -> None:
-    ring = [function("A", [node("B", ["u"], ["v"], domain="loc")]),
-            function("B", [node("A", ["u"], ["v"], domain="loc")])]
-    proto = model([node("A", ["x"], ["y"], domain="loc")], {"x": [1, 3]}, functions=ring)
-    with pytest.raises(Unsupported, match="function"):
-        load_onnx(saved(tmp_path, proto))
-
-
-@pytest.mark.parametrize(
-    ("op", "attrs"),
-    [
-        ("Celu", {"alpha": 0.5}), ("Celu", {}),
-        ("Gelu", {"approximate": "tanh"}), ("HardSwish", {}),
-        ("LogSoftmax", {}), ("MeanVarianceNormalization", {"axes": [1]}),
-        ("Mish", {}), ("ReduceL1", {}), ("ReduceSumSquare", {"keepdims": 0}), ("Relu", {}),
-        ("Softmax", {"axis": 1}), ("Softplus", {}), ("Softsign", {}),
-    ],
-)
-def test_the_bodies_onnx_gives_operators_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, attrs: dict[str, object]
-) -> None:
-    """The way an operator goes that no record claims."""
-    ops.load()
-    monkeypatch.delitem(REGISTRY.onnx, op, raising=False)
-    proto = model([node(op, ["x"], ["y"], **attrs)], {"x": [1, 5]}, opset=20)
-    graph = load_onnx(saved(tmp_path, proto))
-    written = {"Relu", "ReduceL1", "ReduceSumSquare", "Gelu", "Mish", "HardSwish", "Softsign"}
-    assert len(graph.nodes) > 2 or op in written  # known forms become one operator again
-    assert_agrees(graph, low=-2, high=2)
 
 
 # --- refusals -------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits
 from certify.bounds.methods import METHODS, analyse, bound, fit
 from certify.bounds.program import prepare
-from certify.bounds.rounding import Semantics
 from certify.bounds.selftest import BrokenArithmetic, check_arithmetic
 from certify.core.graph import Graph
 from certify.core.region import L0, L1, L2, Box, Linf, Region
+from certify.core.semantics import Semantics
 from certify.ops.builder import Builder, Value
 from tests.exact_nets import Float32, exact_values, values
 from tests.nets import BODIES, Body, dense, flat, grow, layer, names, single, weights, wild

@@ -95,8 +95,8 @@ MUTATIONS = (
     Mutation(
         "oracle: best candidate is the largest",
         f"{OPS}/oracle.py",
-        "best = torch.minimum(best, value - k * z - error)",
-        "best = torch.maximum(best, value - k * z - error)",
+        "best = torch.minimum(best, other)",
+        "best = torch.maximum(best, other)",
         (EVERY,),
     ),
     Mutation(
@@ -198,8 +198,8 @@ MUTATIONS = (
     Mutation(
         "ibp: |W| forgotten",
         f"{BOUNDS}/interval.py",
-        "(u - m) if isinstance(v, Interval) else s",
-        "(u - m) if isinstance(v, Interval) else v",
+        "radius: list[Any] = list(step.sizes)",
+        "radius: list[Any] = list(step.constants)",
         (EVERY,),
     ),
     Mutation(

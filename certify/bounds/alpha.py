@@ -23,7 +23,10 @@ from certify.ops.record import Slope
 _INTERIOR = 1e-6  # a default slope this far inside its range, as a share of it, is a tangent's
 _LEAST_STEP = 0.01
 _NOISE = 1e-6  # gradients below this share of a row's largest count as zero
-_GENTLER = 0.3  # factor on the rate when no row has gained yet
+_PATIENCE = 4  # steps a row may take without ever gaining
+_GENTLER = 0.3  # factor on the rate of a row whose patience is over
+_SHARED = 0.05  # factor on steps of a maximum's slopes: all of a window move one result together
+_MAXIMA = ("reduce_max", "reduce_min")
 _COSTLY = 2.5e8  # floating-point operations of one pass over all rows
 _COSTLY_ITERATIONS = 20
 
@@ -46,7 +49,7 @@ class Alpha:
 
     iterations: int = 40
     rate: float = 0.5
-    decay: float = 0.98
+    decay: float = 1.0
     settled: float = 0.0001
     unit_iterations: int = 40
 
@@ -77,13 +80,14 @@ class _Variable:
     first: Tensor
     second: Tensor
     curved: Tensor
+    pace: float
 
     def whole(self, value: Tensor) -> Tensor:
         """``value (B, R, m)`` among the fixed elements, ``(B, R, *shape)``."""
         flat = per_row(self.rest).expand(*value.shape[:2], -1)
         return flat.index_copy(2, self.index, value).reshape(*value.shape[:2], *self.rest.shape[2:])
 
-    def step(self, gradient: Tensor, rate: float, count: int) -> None:
+    def step(self, gradient: Tensor, rate: Tensor, count: int) -> None:
         if not gradient.numel():  # nothing here has a range
             return
         self.first.lerp_(gradient, 0.1)
@@ -93,7 +97,7 @@ class _Variable:
         scale = scale + scale.amax(-1, keepdim=True) * _NOISE + 1e-30
         move = self.first / (1 - 0.9**count) / scale
         reach = self._reach(self.value.detach())
-        value = torch.addcmul(self.value.detach(), move, reach, value=rate)
+        value = torch.addcmul(self.value.detach(), move.mul_(rate), reach, value=self.pace)
         self.value = value.maximum(self.slope.low).minimum(self.slope.high).requires_grad_()
 
     def _reach(self, value: Tensor) -> Tensor:
@@ -105,6 +109,33 @@ class _Variable:
         reach = high - low
         inner = 2.5 * (value - low) * (high - value) / reach.clamp(min=1e-30) + _LEAST_STEP * reach
         return torch.where(self.curved, inner, reach)
+
+
+class _Pace:
+    """How boldly each row steps: less so where its first steps gained nothing.
+
+    Attributes:
+        rate: step of each row, ``(B, R)``.
+    """
+
+    def __init__(self, settings: Alpha) -> None:
+        self.rate = torch.empty(0)
+        self._settings = settings
+        self._start: Tensor | None = None
+        self._waited: Tensor = torch.empty(0)
+
+    def after(self, best: Tensor) -> Tensor:
+        """Look at the best bounds so far; true for rows to start again from them, more gently."""
+        if self._start is None:
+            self._start = best
+            self.rate = torch.full_like(best, self._settings.rate)
+            self._waited = torch.zeros_like(best)
+            return torch.zeros_like(best, dtype=torch.bool)
+        self._waited = self._waited + 1
+        late = (best <= self._start) & (self._waited >= _PATIENCE)
+        self._waited = self._waited.masked_fill(late, 0.0)
+        self.rate = torch.where(late, self.rate * _GENTLER, self.rate * self._settings.decay)
+        return late
 
 
 def optimise(
@@ -127,11 +158,12 @@ def optimise(
     variables = _variables(state, rows, count)
     with torch.enable_grad():
         best: Tensor | None = None
-        rate, gained, tried = settings.rate, list[float](), True
+        gained, pace = list[float](), _Pace(settings)
         for iteration in range(settings.iterations + 1):
             chosen = {i: tuple(v.whole(v.value) for v in group) for i, group in variables.items()}
             values = row_bounds(state, rows, chosen, mirrored=mirrored)
             best = _keep_best(values.detach(), best, variables)
+            late = pace.after(best)
             gained.append(float(torch.nan_to_num(best, 0.0, 0.0, 0.0).sum()))
             if (
                 iteration == settings.iterations
@@ -139,16 +171,15 @@ def optimise(
                 or (done and done(best))
             ):
                 break
-            tried = not tried
-            if iteration and gained[-1] == gained[0] and tried:
-                rate *= _GENTLER  # too bold: back to the start, and from there more gently
-                _restart(variables)
-                continue
             moved = gained[-1] - gained[-4] if len(gained) > 5 else math.inf
             if gained[-1] > gained[0] and moved <= settings.settled * (gained[-1] - gained[0]):
                 break
-            _ascend(values, variables, rate, iteration + 1)
-            rate *= settings.decay
+            if bool(late.any()):  # too bold: back to the start, and from there more gently
+                _restart(variables, late.unsqueeze(-1))
+                if bool(late.all()):
+                    continue
+                values = torch.where(late, values.detach(), values)
+            _ascend(values, variables, pace.rate.unsqueeze(-1), iteration + 1)
     if best is None:
         raise TypeError(f"{settings.iterations} iterations leave nothing to keep")
     return best, {i: tuple(v.whole(v.best) for v in group) for i, group in variables.items()}
@@ -173,11 +204,12 @@ def _variables(state: State, rows: Iterable[int], count: int) -> dict[int, list[
                 continue
             slopes = step.curve.slopes(step.site, *step.operands(state.bounds))
             if any(bool((s.high > s.low).any()) for s in slopes):
-                found[index] = [_variable(s, count) for s in slopes]
+                pace = _SHARED if step.op.name in _MAXIMA else 1.0
+                found[index] = [_variable(s, count, pace) for s in slopes]
     return found
 
 
-def _variable(slope: Slope, count: int) -> _Variable:
+def _variable(slope: Slope, count: int, pace: float) -> _Variable:
     shape = np.broadcast_shapes(*(t.shape for t in slope))
     start, low, high = (t.expand(shape) for t in slope)
     free = (high > low).reshape(-1, math.prod(high.shape[2:])).any(0).nonzero()[:, 0]
@@ -195,6 +227,7 @@ def _variable(slope: Slope, count: int) -> _Variable:
         zeros(value),
         zeros(value),
         curved,
+        pace,
     )
 
 
@@ -212,15 +245,17 @@ def _keep_best(
     return torch.where(better, values, best)
 
 
-def _restart(variables: dict[int, list[_Variable]]) -> None:
-    """Back to the best slopes so far, without momentum."""
+def _restart(variables: dict[int, list[_Variable]], rows: Tensor) -> None:
+    """Back to the best slopes so far, without momentum, where ``rows (B, R, 1)`` is true."""
     for variable in (v for group in variables.values() for v in group):
-        variable.value = variable.best.clone().requires_grad_()
-        variable.first.zero_()
-        variable.second.zero_()
+        value = torch.where(rows, variable.best, variable.value.detach())
+        variable.value = value.requires_grad_()
+        variable.first.masked_fill_(rows, 0.0)
 
 
-def _ascend(values: Tensor, variables: dict[int, list[_Variable]], rate: float, count: int) -> None:
+def _ascend(
+    values: Tensor, variables: dict[int, list[_Variable]], rate: Tensor, count: int
+) -> None:
     every = [v for group in variables.values() for v in group]
     finite = torch.where(values.isfinite(), values, torch.zeros_like(values))
     gradients = torch.autograd.grad(finite.sum(), [v.value for v in every], allow_unused=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from certify.bounds.budget import Limits
+from certify.bounds.columns import ColumnRows, Columns, elementwise
 from certify.bounds.fused import box_rows, dot_rows, relax_rows
 from certify.bounds.patches import PatchRows, pull_patches, relax_patches
 from certify.bounds.program import Program, Step
 from certify.bounds.rounding import (
     UNIT64,
-    Semantics,
     absorbed_error,
     gamma,
     magnitude,
@@ -32,10 +32,11 @@ from certify.bounds.rounding import (
 from certify.bounds.rows import UnitRows, dense, per_example, pull_unit_rows
 from certify.bounds.threads import threads_for
 from certify.core.region import Region
+from certify.core.semantics import Semantics
 from certify.ops.families import Lines, per_row
 from certify.ops.record import Interval, Relaxation
 
-Rows = Any  # Tensor (B, R, *shape), UnitRows or PatchRows
+Rows = Any  # Tensor (B, R, *shape), UnitRows, PatchRows or ColumnRows
 Relax = Callable[[Step], Relaxation]
 
 
@@ -48,6 +49,7 @@ class Sweep:
         bias, error: ``(B, R)``; ``error`` is None in search semantics.
         mirrored: the rows also stand for their negations, which are appended at the first
             relaxation (up to there they are simply the negative).
+        columns: where given, elements that are always zero are left out.
     """
 
     program: Program
@@ -59,9 +61,12 @@ class Sweep:
     error: Tensor | None
     coefficients: dict[int, Rows] = field(default_factory=dict)
     mirrored: bool = False
+    columns: Columns | None = None
 
     def run(self, relax: Relax, stop: frozenset[int] = frozenset()) -> None:
         """Pull everything back to the model's inputs, or to steps in ``stop``."""
+        if stop or torch.is_grad_enabled():  # whoever asked wants every coefficient
+            self.columns = None
         with threads_for(self.bias.numel() * self.program.operations):
             self._run(relax, stop)
 
@@ -150,9 +155,13 @@ class Sweep:
 
     def _affine(self, step: Step, rows: Rows) -> None:
         offset = None if step.offset is None else step.offset.unsqueeze(0)
-        self._charge(rows, offset, self.errors.get(step.index))
-        parts = None
-        if not isinstance(rows, Tensor):
+        error = self.errors.get(step.index)
+        if isinstance(rows, ColumnRows):
+            self._charge(rows.values, rows.take(offset), rows.take(error))
+        else:
+            self._charge(rows, offset, error)
+        parts = None if self.columns is None else self.columns.pull(step, rows)
+        if parts is None and isinstance(rows, UnitRows | PatchRows):
             parts = pull_patches(step, rows)
             if parts is None and isinstance(rows, UnitRows):
                 parts = pull_unit_rows(step, rows)
@@ -163,6 +172,11 @@ class Sweep:
     def _relaxed(self, step: Step, rows: Rows, relaxation: Relaxation) -> None:
         rows = dense(rows) if isinstance(rows, UnitRows) else rows
         lines = relaxation if isinstance(relaxation, Lines) else None
+        if isinstance(rows, ColumnRows):
+            if lines is not None and self.columns is not None and elementwise(lines):
+                self._relaxed_columns(step, rows, lines)
+                return
+            rows = rows.dense()
         found = relax_rows(rows, lines, self._cost(step, relaxation, True)) if lines else None
         size: Tensor | None
         if found is not None:
@@ -177,6 +191,31 @@ class Sweep:
                 parts, bias = (windows[0],), windows[1]
             else:
                 parts, bias = relaxation.backward(dense(rows))
+        self._relaxed_bias(step, lines, bias, size)
+        self._spread(step, parts)
+
+    def _relaxed_columns(self, step: Step, rows: ColumnRows, lines: Lines) -> None:
+        """As `_relaxed` for rows that leave out what is always zero before and after the step."""
+        if self.columns is None:
+            raise TypeError("rows leave out columns nobody knows of")
+        few = self.columns.lines(step, lines, rows.index)
+        cost = rows.take(self._cost(step, lines, False))
+        found = relax_rows(rows.values, few, cost)
+        size: Tensor | None
+        if found is not None:
+            values, bias, size = found
+            bias, size = bias.to(self.bias.dtype), size.to(self.bias.dtype)
+        else:
+            size = None if cost is None else _size_dot(rows.values, cost)
+            (first, *_), bias = few.backward(rows.values)
+            values = torch.zeros_like(rows.values) if first is None else first
+        self._relaxed_bias(step, lines, bias, size)
+        part = ColumnRows(values, rows.index, step.site.shapes[0])
+        self._spread(step, (part, *(None,) * (len(step.sources) - 1)))
+
+    def _relaxed_bias(
+        self, step: Step, lines: Lines | None, bias: Tensor, size: Tensor | None
+    ) -> None:
         if self.error is not None:
             if lines is not None and lines.absorbs:
                 lost = absorbed_error(step, bias, self.bounds)
@@ -184,7 +223,6 @@ class Sweep:
             if size is not None:
                 self.error = self.error + size
         self._add_bias(bias)
-        self._spread(step, parts)
 
     def _cost(self, step: Step, relaxation: Relaxation, wide_sums: bool) -> Tensor | None:
         """Error per unit of |A| of a relaxation, ``(B, *shape)``; None for zero."""
@@ -228,7 +266,7 @@ class Sweep:
     def _mirror(self) -> None:
         self.mirrored = False
         for index, rows in self.coefficients.items():
-            if isinstance(rows, PatchRows):
+            if isinstance(rows, PatchRows | ColumnRows):
                 self.coefficients[index] = rows.mirrored()
                 continue
             A = dense(rows)

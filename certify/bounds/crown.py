@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from certify.bounds.backward import Sweep, start
 from certify.bounds.budget import Limits, row_chunks
+from certify.bounds.columns import Columns
+from certify.bounds.heap import keep_freed_memory
 from certify.bounds.interval import intersect, interval_step
 from certify.bounds.program import Program, Step, to_tensor
-from certify.bounds.rounding import Semantics
 from certify.bounds.rows import UnitRows, per_example
 from certify.bounds.threads import threads_for
 from certify.core.region import Product, Region
 from certify.core.region_box import BoxShaped
+from certify.core.semantics import Semantics
 from certify.ops.record import Interval, Relaxation
 
 if TYPE_CHECKING:
@@ -89,6 +92,11 @@ class State:
     relaxations: dict[int, Relaxation] = field(default_factory=dict)
     recipe: dict[int, list[UnitPass]] = field(default_factory=dict)
 
+    @cached_property
+    def columns(self) -> Columns:
+        """Which elements are always zero; follows the bounds."""
+        return Columns(self.bounds)
+
     def box(self, index: int) -> Interval:
         """The interval of a step that has been reached."""
         found = self.bounds[index]
@@ -106,7 +114,9 @@ class State:
 
     def sweep(self, rows: Mapping[int, Any]) -> Sweep:
         """A backward pass from ``rows`` that knows this state's bounds."""
-        return start(self.program, self.bounds, self.errors, self.semantics, self.limits, rows)
+        sweep = start(self.program, self.bounds, self.errors, self.semantics, self.limits, rows)
+        sweep.columns = self.columns
+        return sweep
 
     def searching(self) -> State:
         """The same knowledge without rounding errors: for optimisers, not for proofs."""
@@ -161,7 +171,7 @@ def row_bounds(
     """
     sweep = state.sweep(rows)
     sweep.mirrored = mirrored
-    sweep.run(state.relax if slopes is None else _with_slopes(state, slopes))
+    sweep.run(relax_with(state, slopes))
     return sweep.minimum(state.region, state.program.inputs)
 
 
@@ -189,7 +199,11 @@ def pull_to_nonlinear(state: State, rows: Mapping[int, Any], *, mirrored: bool =
     return sweep
 
 
-def _with_slopes(state: State, slopes: Slopes) -> Any:
+def relax_with(state: State, slopes: Slopes | None) -> Any:
+    """How a sweep relaxes nonlinear steps: with these slopes, and the defaults for other steps."""
+    if slopes is None:
+        return state.relax
+
     def relax(step: Step) -> Relaxation:
         chosen = slopes.get(step.index)
         if chosen is None:
@@ -283,6 +297,7 @@ def _refine(state: State, index: int, alpha: Alpha | None) -> None:
         width = int(mask.sum(1).max())
         if width == 0:
             return
+        keep_freed_memory()
         picked = mask.nonzero()[:, 1].unsqueeze(0) if mask.shape[0] == 1 else _padded(mask, width)
         if settings:
             settings = settings.at_cost(2.0 * picked.numel() * state.program.operations)

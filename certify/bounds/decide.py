@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +24,10 @@ from certify.bounds.crown import (
 )
 from certify.bounds.methods import METHODS, Method, analyse, lower_rows
 from certify.bounds.program import Program, prepare
-from certify.bounds.rounding import Semantics
 from certify.bounds.selftest import check_arithmetic
 from certify.core.graph import Graph
 from certify.core.region import Region
+from certify.core.semantics import Semantics
 from certify.core.spec import Rows
 from certify.ops.record import Interval
 
@@ -80,11 +81,23 @@ class Decision:
     margins: lower bounds of each row minus its threshold, ``(B, R)``; positive refutes.
     proved: ``(B,)``; true only where the margins are rigorous and decide the specification.
     evidence: what the margins rest on.
+    bounds: sound intervals per step that were found on the way, for whoever goes on from here.
     """
 
     margins: np.ndarray
     proved: np.ndarray
     evidence: Evidence
+    bounds: Sequence[Interval | None] = ()
+
+    def bounds_of(self, example: int) -> list[Interval | None]:
+        """The intervals of one example, each with a batch axis of 1."""
+        here = slice(example, example + 1)
+        return [
+            box
+            if box is None or len(box.lower) == 1
+            else Interval(box.lower[here], box.upper[here])
+            for box in self.bounds
+        ]
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def decide(graph: Graph, question: Question, method: str, means: Means) -> Decis
                 )
                 margins[hopeful] = np.where(found.proved[:, None], found.margins, margins[hopeful])
                 proved[hopeful] = found.proved
-        return Decision(margins, proved, evidence)
+        return Decision(margins, proved, evidence, state.bounds)
 
 
 def _promising(rows: Rows, margins: np.ndarray) -> np.ndarray:
@@ -177,7 +190,7 @@ def _evaluate(state: State, question: Question, evidence: Evidence) -> Decision:
         values = torch.fmax(values, row_bounds(state, rows, _double_slopes(evidence.slopes)))
     # The sign of a difference of two floats is exact: no rounding to account for here.
     margins = values.cpu().numpy().astype(np.float64) - question.bound
-    return Decision(margins, question.rows.refuted(margins), evidence)
+    return Decision(margins, question.rows.refuted(margins), evidence, state.bounds)
 
 
 def _search(

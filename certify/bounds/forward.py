@@ -19,11 +19,13 @@ from certify.bounds.budget import Limits
 from certify.bounds.crown import State, defined, input_boxes, pull_to_nonlinear
 from certify.bounds.interval import intersect, interval_step
 from certify.bounds.program import Program, Step
-from certify.bounds.rounding import Semantics, gamma, magnitude, round_down, unit_of
+from certify.bounds.rounding import gamma, magnitude, round_down, unit_of
 from certify.bounds.rows import dense, per_example
 from certify.core.region import Product, Region
+from certify.core.semantics import Semantics
 from certify.ops.families import Lines, per_row
-from certify.ops.record import Interval
+from certify.ops.record import Interval, Relaxation
+from certify.ops.reduce_max import Coupled, gathered
 
 Pair = tuple[Tensor, Tensor]
 
@@ -45,9 +47,30 @@ class Planes:
 
 @dataclass
 class ForwardState(State):
-    """A `State` that also knows two planes per step."""
+    """A `State` that also knows two planes per step, and the intervals that they reach."""
 
     planes: list[Planes | None] = field(default_factory=list)
+    reached: dict[int, Interval] = field(default_factory=dict)
+
+    def relax(self, step: Step) -> Relaxation:
+        """As documented, but with slopes for what the operand's planes reach by themselves.
+
+        The planes are what a slope multiplies. Where an interval from elsewhere is far tighter than
+        they are, its slope is often the wrong one for them.
+        """
+        if step.index in self.relaxations or step.curve.slopes is None:
+            return super().relax(step)
+        bounds = [self.reached.get(i, b) for i, b in enumerate(self.bounds)]
+        wished = step.curve.slopes(step.site, *step.operands(bounds))
+        operands = step.operands(self.bounds)
+        allowed = step.curve.slopes(step.site, *operands)
+        chosen = tuple(
+            torch.where(w.start.isnan(), a.start, w.start).maximum(a.low).minimum(a.high)
+            for w, a in zip(wished, allowed, strict=True)
+        )
+        found = step.curve.relax(step.site, chosen, *operands)
+        self.relaxations[step.index] = found
+        return found
 
     def of(self, index: int) -> Planes:
         """The planes of a step that has been reached."""
@@ -98,7 +121,8 @@ def forward_state(
             state.errors[index] = error
         state.planes[index] = _affine(step, state) if step.affine else _relaxed(step, state, found)
         if index in wanted:
-            found = intersect(found, _concrete(state, state.of(index)))
+            state.reached[index] = defined(_concrete(state, state.of(index)))
+            found = intersect(found, state.reached[index])
         state.bounds[index] = defined(found)
     return state
 
@@ -175,6 +199,8 @@ def _relaxed(step: Step, state: ForwardState, box: Interval) -> Planes:
     relaxation = state.relax(step)
     if isinstance(relaxation, Lines):
         return _through_lines(step, relaxation, state)
+    if isinstance(relaxation, Coupled):
+        return _through_coupled(step, relaxation, state)
     first = state.of(step.variables[0])
     zero = box.lower.new_zeros(box.lower.shape[0], first.low.shape[1], *step.site.shape)
     return state.charged((zero, box.lower), (zero, box.upper), None)
@@ -204,6 +230,24 @@ def _through_lines(step: Step, lines: Lines, state: ForwardState) -> Planes:
         error = gamma(16, state.unit) * lines.weight(sizes) + 2.0**-500
     low, up = combine(lines.low, lines.low_c, True), combine(lines.up, lines.up_c, False)
     return state.charged(low, up, error)
+
+
+def _through_coupled(step: Step, lines: Coupled, state: ForwardState) -> Planes:
+    """The planes of a maximum over axes; its coefficients are never negative."""
+    planes = state.of(step.variables[0])
+    B, n, shape = *planes.low.shape[:2], step.site.shape
+
+    def combine(slope: Tensor, constant: Tensor, source: Pair) -> Pair:
+        A, c = (gathered(step.site, t) for t in source)
+        offset = constant[:, 0] + (slope[:, 0] * c).sum(-1)
+        return (slope * A).sum(-1).reshape(B, n, *shape), offset.reshape(B, *shape)
+
+    error = None
+    if state.semantics.rigorous:
+        terms = 2 * lines.low.shape[-1] + 16
+        error = gamma(terms, state.unit) * lines.weight((planes.size,)) + 2.0**-500
+    low = combine(lines.low, lines.low_c, (planes.low, planes.low_c))
+    return state.charged(low, combine(lines.up, lines.up_c, (planes.up, planes.up_c)), error)
 
 
 def _concrete(state: ForwardState, planes: Planes) -> Interval:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from certify.bounds.program import Step
-from certify.bounds.rounding import Semantics, affine_error, deployed_error
+from certify.bounds.rounding import affine_error, deployed_error
+from certify.core.semantics import Semantics
 from certify.ops.record import Interval
 
 
@@ -34,21 +36,21 @@ def interval_step(
 
 
 def _affine(step: Step, bounds: Sequence[Interval | None]) -> Interval:
-    rule = step.linear
-    operands = step.operands(bounds)
-    lower = [v.lower if isinstance(v, Interval) else v for v in operands]
-    upper = [v.upper if isinstance(v, Interval) else v for v in operands]
-    forward, site = step.op.forward, step.site
+    rule, forward, site = step.linear, step.op.forward, step.site
     if rule.monotone:
+        operands = step.operands(bounds)
+        lower = [v.lower if isinstance(v, Interval) else v for v in operands]
+        upper = [v.upper if isinstance(v, Interval) else v for v in operands]
         return Interval(forward(site, *lower), forward(site, *upper))
-    middle = [torch.lerp(v.lower, v.upper, 0.5) if isinstance(v, Interval) else v for v in operands]
-    radius = [
-        (u - m) if isinstance(v, Interval) else s
-        for v, u, m, s in zip(operands, upper, middle, step.sizes, strict=True)
-    ]
-    radius = [
-        None if i in rule.biases and step.sources[i] is None else r for i, r in enumerate(radius)
-    ]
+    middle: list[Any] = list(step.constants)
+    radius: list[Any] = list(step.sizes)
+    for i in rule.biases:
+        radius[i] = None
+    for i, source in enumerate(step.sources):
+        found = None if source is None else bounds[source]
+        if found is not None:
+            middle[i] = torch.lerp(found.lower, found.upper, 0.5)
+            radius[i] = found.upper - middle[i]
     centre = forward(site, *middle)
     spread = rule.absolute(site, *radius)
     return Interval(centre - spread, centre + spread)

@@ -15,10 +15,10 @@ from certify.bounds.budget import DEFAULT_MEMORY, Limits, row_chunks
 from certify.bounds.crown import Plan, Slopes, State, interval_row_bounds, row_bounds, tighten
 from certify.bounds.forward import forward_rows, forward_state
 from certify.bounds.program import Program, prepare
-from certify.bounds.rounding import Semantics
 from certify.core.errors import BadInput, UsageError
 from certify.core.graph import Graph
 from certify.core.region import Product, Region, as_inputs
+from certify.core.semantics import Semantics
 from certify.ops.record import Interval
 
 

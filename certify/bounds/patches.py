@@ -196,7 +196,8 @@ def _pull_conv(step: Step, rows: Any) -> tuple[Any, ...] | None:
         (h, w), (B, R) = rows.size, rows.top.shape
         flat = rows.values.reshape(B * R, h, w, -1).permute(0, 3, 1, 2)
         if groups == 1 and phases_pay(flat, weight, window.strides, window.dilations):
-            found = transpose_by_phases(flat, weight, sy)
+            whole = [(n - 1) * sy + k for n, k in zip((h, w), weight.shape[2:], strict=True)]
+            found = transpose_by_phases(flat, weight, sy, (0, 0), (whole[0], whole[1]))
         else:
             kernel = weight.contiguous(memory_format=torch.channels_last)
             found = conv_transpose2d(flat, kernel, None, (sy, sx), 0, 0, groups, (dy, dx))

@@ -14,13 +14,13 @@ of subnormal numbers.
 from __future__ import annotations
 
 import math
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from certify.bounds.program import Program, Step
+from certify.core.semantics import Semantics
 from certify.ops.record import Interval, Relaxation
 
 UNIT64, UNIT32 = 2.0**-53, 2.0**-24
@@ -28,19 +28,6 @@ _SMALLEST32 = 2.0**-126
 # Far above the smallest normal number, so that underflow and flushing cannot matter.
 _SLACK = {torch.float64: 2.0**-500, torch.float32: 2.0**-100}
 LARGEST32 = float(torch.finfo(torch.float32).max)
-
-
-class Semantics(Enum):
-    """Whose arithmetic a bound speaks of."""
-
-    SEARCH = "search"  # plain floats: good for searching, proves nothing
-    REAL = "real"  # real arithmetic on the stored weights
-    FLOAT32 = "float32"  # any float32 evaluation in any order; also implies REAL
-
-    @property
-    def rigorous(self) -> bool:
-        """Whether a bound in these semantics may carry a proof."""
-        return self is not Semantics.SEARCH
 
 
 def unit_of(dtype: torch.dtype) -> float:

@@ -122,6 +122,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def workers(text: str) -> int:
+    """A whole number from 1 to 1024.
+
+    Raises:
+        argparse.ArgumentTypeError: not such a number.
+    """
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1024):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
+    return int(text)
+
+
 def memory(text: str) -> int:
     """Bytes: ``8GiB``, ``500MB``.
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_computation, seconds, seed
+from certify.cli.arguments import add_computation, seconds, seed, workers
 from certify.cli.inputs import about, read_model
 from certify.cli.streams import check_target, result, say, write_file
 from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED, EXIT_VIOLATED, CannotWrite
@@ -33,6 +33,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--results-file", metavar="FILE",
                         help="write the competition's result file; the exit code is then 0")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--workers", type=workers, default=2, metavar="N",
+                        help="processor cores to keep busy (default: 2)")
+    parser.add_argument("--explain", action="store_true",
+                        help="say on stderr what was chosen, and why")
     add_computation(parser)
     parser.set_defaults(run=run)
 
@@ -64,11 +68,13 @@ def _decide(options: argparse.Namespace) -> Certificate:
     settings: dict[str, Any] = {} if options.memory is None else {"memory": options.memory}
     if options.verbose:
         settings["progress"] = say
+    if options.explain:
+        settings["explain"] = say
     with about(options.model, options.spec):
         return verify_query(
             network, query, options.timeout, started=options.started, method=options.method,
             semantics=options.semantics, attack=not options.no_attack, seed=options.seed,
-            device=options.device, **settings)
+            device=options.device, workers=options.workers, **settings)
 
 
 def _answer(certificate: Certificate) -> str:

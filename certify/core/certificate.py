@@ -18,6 +18,7 @@ from certify.core.claim import CODEC, Case, Claim
 from certify.core.codec import canonical, expect, parse
 from certify.core.errors import BadInput, LimitExceeded, one_line
 from certify.core.provenance import Provenance
+from certify.core.split_tree import SplitTree
 from certify.core.wording import region_words, spec_words
 
 SCHEMA = "certify/1"
@@ -107,11 +108,13 @@ class Evidence:
         method: that proved the case.
         slopes: optimised slopes by node name, each ``(B, R or 1, *shape)``.
         margins: proved lower bounds of the rows, ``(B, R)``; None where they are not known.
+        trees: proofs by cases, one per example, None where bounds alone sufficed; or none at all.
     """
 
     method: str
     slopes: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     margins: np.ndarray | None = None
+    trees: tuple[SplitTree | None, ...] = ()
 
     def __post_init__(self) -> None:
         arrays = [a for group in self.slopes.values() for a in group]

@@ -96,14 +96,16 @@ def _region(cls: type[Region]) -> Kind:
 
 
 def _clause(y: Any, x: Any, bound: Any, strict: Any, exact: Any) -> Clause:
-    count = bound.shape[0]
-    fits = bound.shape == strict.shape == (count,) and y.ndim == 3 and y.shape[1] == count
+    count = strict.shape[0] if strict.ndim == 1 else 0
+    fits = bound.ndim in (1, 2) and bound.shape[-1] == count and strict.shape == (count,)
+    fits = fits and y.ndim == 3 and y.shape[1] == count
     fits = fits and strict.dtype == np.bool_ and y.dtype == bound.dtype == np.float64
     if x is not None:
         fits = fits and x.ndim == 3 and x.shape[:2] == (1, count) and x.dtype == np.float64
     if exact is not None:
         fits = (
             fits
+            and bound.ndim == 1
             and len(exact) == count
             and all(
                 isinstance(e, Decimal) and e <= Decimal(float(b))

@@ -27,7 +27,7 @@ from certify.core.decimals import parse_numeral
 from certify.core.errors import BadInput, one_line
 
 LARGEST_ARRAY = 2**28  # elements
-_DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int64", "bool")
+_DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
 _ARRAY_KEYS = {"dtype", "shape", "base64"}
 
 

@@ -42,6 +42,11 @@ class Ball(Centred):
 
     eps: Array
 
+    @classmethod
+    def examples(cls) -> tuple[Region, ...]:
+        """See `Region.examples`."""
+        return _examples(cls)
+
     @property
     @abstractmethod
     def exponent(self) -> float:
@@ -191,11 +196,6 @@ class L2(Ball):
     eps: Array
     clip: Any = None
 
-    @classmethod
-    def examples(cls) -> tuple[Region, ...]:
-        """See `Region.examples`."""
-        return _examples(cls)
-
     @property
     def exponent(self) -> float:
         """2."""
@@ -214,11 +214,6 @@ class L1(Ball):
     center: Array
     eps: Array
     clip: Any = None
-
-    @classmethod
-    def examples(cls) -> tuple[Region, ...]:
-        """See `Region.examples`."""
-        return _examples(cls)
 
     @property
     def exponent(self) -> float:

@@ -8,7 +8,7 @@ unsafe set is a union of clauses, a clause an intersection of half-spaces (rows)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,9 +50,9 @@ class Clause:
         y: ``(B or 1, r, num_outputs)`` float64 coefficients.
         x: ``(1, r, num_inputs)``, or None when no row mentions the inputs.
         bound: ``(r,)`` thresholds, rounded up where the original is no float64: the unsafe set
-            only grows.
+            only grows. Or ``(B, r)``, B > 1, for thresholds of every example's own.
         strict: ``(r,)`` bool.
-        exact: the original thresholds, or None where ``bound`` is exact.
+        exact: the original thresholds of all examples, or None where ``bound`` is exact.
     """
 
     y: NDArray[np.float64]
@@ -62,8 +62,13 @@ class Clause:
     exact: tuple[Decimal, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.bound):
+        if not len(self.strict):
             raise BadInput("a clause without a row makes every input unsafe: give at least one row")
+        shared = self.bound.shape == self.strict.shape
+        if not shared and (self.bound.ndim != 2 or len(self.bound) < 2 or self.exact is not None
+                           or self.bound.shape[1:] != self.strict.shape):
+            raise BadInput(f"thresholds of shape {self.bound.shape} for {len(self.strict)} rows: "
+                           "give one per row, or one per example and row")
         parts = (("coefficient", self.y), ("coefficient", self.x), ("bound", self.bound))
         for what, values in parts:
             if values is not None and not np.isfinite(values).all():
@@ -75,6 +80,11 @@ class Clause:
             row = int(np.argwhere(blank)[0][1])
             raise BadInput(f"row {row} of a clause has only zero coefficients: remove it")
 
+    @property
+    def batches(self) -> set[int]:
+        """Numbers of examples that coefficients or thresholds differ for; empty for none."""
+        return {len(self.y), len(self.bound) if self.bound.ndim == 2 else 1} - {1}
+
 
 class Rows(NamedTuple):
     """All rows of a specification, stacked clause by clause.
@@ -84,7 +94,7 @@ class Rows(NamedTuple):
     Attributes:
         y: ``(B or 1, R, num_outputs)``.
         x: ``(1, R, num_inputs)`` or None.
-        bound: ``(R,)``.
+        bound: ``(R,)``, or ``(B, R)`` where thresholds differ per example.
         strict: ``(R,)`` bool.
         group: ``(R,)`` index of the clause each row belongs to, ascending.
     """
@@ -130,10 +140,10 @@ class Spec:
         if widths != {self.num_outputs}:
             raise BadInput(f"clauses over {sorted(widths)} outputs in a specification over "
                            f"{self.num_outputs}")
-        batches = {c.y.shape[0] for c in self.clauses} - {1}
+        batches = set[int]().union(*(c.batches for c in self.clauses))
         if len(batches) > 1:
             raise BadInput(f"clauses for batches of {sorted(batches)} examples do not match")
-        _check_size(max(batches, default=1), sum(len(c.bound) for c in self.clauses),
+        _check_size(max(batches, default=1), sum(len(c.strict) for c in self.clauses),
                     self.num_outputs)
 
     # -- ways to make one ---------------------------------------------------------------------
@@ -150,8 +160,7 @@ class Spec:
         Raises:
             BadInput: a label outside the classes, or fewer than two classes.
         """
-        given: Any = label
-        labels = np.atleast_1d(np.asarray(given.cpu() if is_tensor(given) else given))
+        labels = np.atleast_1d(np.asarray(_plain(label)))
         if num_classes < 2:
             raise BadInput(f"a classification needs at least 2 classes, got {num_classes}")
         if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
@@ -175,17 +184,25 @@ class Spec:
 
         Args:
             C: ``(R, num_outputs)``, or ``(B, R, num_outputs)`` for one matrix per example.
-            d: ``(R,)`` or one number.
+            d: ``(R,)`` or one number, or ``(B, R)`` for thresholds per example.
+
+        Raises:
+            BadInput: shapes that do not fit each other.
         """
-        y = np.array(C, dtype=np.float64)
+        y = np.array(_plain(C), dtype=np.float64)
         y = y[None] if y.ndim == 2 else y
         if y.ndim != 3 or not y.size:
             raise BadInput("C must be (rows, outputs) or (batch, rows, outputs), got "
                            f"{np.shape(C)}")
-        bound = np.array(d, dtype=np.float64)
-        if bound.shape not in ((), (y.shape[1],)):
-            raise BadInput(f"d has shape {bound.shape} for {y.shape[1]} rows of C")
-        return cls(_single_rows(y, np.broadcast_to(bound, y.shape[1:2]), strict=True), y.shape[2])
+        bound = np.array(_plain(d), dtype=np.float64)
+        bound = bound[0] if bound.ndim == 2 and len(bound) == 1 else bound
+        each = bound.ndim == 2 and len(y) in (1, len(bound)) and bound.shape[1] == y.shape[1]
+        if not each and bound.shape not in ((), (y.shape[1],)):
+            raise BadInput(f"d has shape {bound.shape} for {y.shape[1]} rows of C, which has shape "
+                           f"{np.shape(C)}")
+        if not each:
+            bound = np.broadcast_to(bound, y.shape[1:2])
+        return cls(_single_rows(y, bound, strict=True), y.shape[2])
 
     @classmethod
     def unsafe(cls, clauses: Sequence[Sequence[Row]], num_outputs: int,
@@ -205,7 +222,18 @@ class Spec:
     @property
     def batch(self) -> int:
         """Number of examples the rows differ for; 1 when they serve all."""
-        return int(max(c.y.shape[0] for c in self.clauses))
+        return max((n for c in self.clauses for n in c.batches), default=1)
+
+    def only(self, example: int) -> Spec:
+        """One example's own specification, of batch 1."""
+        if self.batch == 1:
+            return self
+        clauses = tuple(
+            replace(c, y=c.y[example : example + 1] if len(c.y) > 1 else c.y,
+                    bound=c.bound[example] if c.bound.ndim == 2 else c.bound)
+            for c in self.clauses
+        )
+        return Spec(clauses, self.num_outputs)
 
     @property
     def num_inputs(self) -> int | None:
@@ -218,20 +246,23 @@ class Spec:
 
     @cached_property
     def _stacked(self) -> Rows:
-        batch, count, width = self.batch, sum(len(c.bound) for c in self.clauses), self.num_inputs
-        y, x = np.empty((batch, count, self.num_outputs)), None
+        sizes, width = [len(c.strict) for c in self.clauses], self.num_inputs
+        count = sum(sizes)
+        y, x = np.empty((max(len(c.y) for c in self.clauses), count, self.num_outputs)), None
         if width is not None:
             _check_size(1, count, width)
             x = np.zeros((1, count, width))
         start = 0
         for clause in self.clauses:
-            stop = start + len(clause.bound)
+            stop = start + len(clause.strict)
             y[:, start:stop] = clause.y
             if x is not None and clause.x is not None:
                 x[:, start:stop] = clause.x
             start = stop
-        sizes = [len(c.bound) for c in self.clauses]
-        return Rows(y, x, np.concatenate([c.bound for c in self.clauses]),
+        bounds = [c.bound for c in self.clauses]
+        if any(b.ndim == 2 for b in bounds):
+            bounds = [np.broadcast_to(b, (self.batch, b.shape[-1])) for b in bounds]
+        return Rows(y, x, np.concatenate(bounds, axis=-1),
                     np.concatenate([c.strict for c in self.clauses]),
                     np.repeat(np.arange(len(sizes)), sizes))
 
@@ -246,8 +277,8 @@ class Spec:
             bool ``(B,)``, of the same kind.
         """
         rows = self.rows()
-        if margins.ndim != 2 or margins.shape[1] != len(rows.bound):
-            raise BadInput(f"margins of shape {tuple(margins.shape)} for {len(rows.bound)} rows: "
+        if margins.ndim != 2 or margins.shape[1] != len(rows.strict):
+            raise BadInput(f"margins of shape {tuple(margins.shape)} for {len(rows.strict)} rows: "
                            "give (batch, rows)")
         if not is_tensor(margins):
             return rows.refuted(margins)
@@ -255,7 +286,7 @@ class Spec:
 
         strict = torch.from_numpy(rows.strict).to(margins.device)
         refuted = torch.where(strict, margins >= 0, margins > 0)
-        if len(self.clauses) == len(rows.bound):
+        if len(self.clauses) == len(rows.strict):
             return refuted.all(1)
         group = torch.from_numpy(rows.group).to(margins.device)
         count = torch.zeros(len(margins), len(self.clauses), dtype=torch.int32,
@@ -281,9 +312,15 @@ def _check_size(batch: int, rows: int, width: int) -> None:
 
 def _single_rows(y: NDArray[np.float64], bound: NDArray[np.float64],
                  strict: bool) -> tuple[Clause, ...]:
-    """One clause per row of ``(B, R, n)``."""
+    """One clause per row of ``(B, R, n)``; ``bound`` is ``(R,)`` or ``(B, R)``."""
     flag = np.array([strict])
-    return tuple(Clause(y[:, i : i + 1], None, bound[i : i + 1], flag) for i in range(len(bound)))
+    return tuple(Clause(y[:, i : i + 1], None, bound[..., i : i + 1], flag)
+                 for i in range(y.shape[1]))
+
+
+def _plain(values: Any) -> Any:
+    """What numpy can read: a tensor without its gradient, on the CPU; anything else as it is."""
+    return values.detach().cpu().numpy() if is_tensor(values) else values
 
 
 def _clause(rows: Sequence[Row], num_outputs: int, num_inputs: int | None) -> Clause:

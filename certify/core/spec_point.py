@@ -41,7 +41,8 @@ def satisfied(clauses: Sequence[Any], x: Any, y: Any) -> NDArray[np.bool_]:
         if x is None:
             raise BadInput("this specification mentions the inputs: give x")
         inputs = _points(x, next(c.x.shape[2] for c in clauses if c.x is not None), "inputs")
-    batch = max(len(outputs), *(c.y.shape[0] for c in clauses))
+    batch = max(len(outputs), *(c.y.shape[0] for c in clauses),
+                *(len(c.bound) for c in clauses if c.bound.ndim == 2))
     result = np.zeros(batch, dtype=bool)
     for clause in clauses:
         result |= _clause(clause, inputs, outputs, batch)
@@ -89,7 +90,8 @@ def _exactly(clause: RowsLike, x: Any, y: NDArray[np.float64], b: int, r: int) -
             total += Fraction(float(row[i])) * Fraction(float(at[i]))
     strict = bool(clause.strict[r])
     if clause.exact is None:
-        threshold = Fraction(float(clause.bound[r]))
+        bound = clause.bound[b, r] if clause.bound.ndim == 2 else clause.bound[r]
+        threshold = Fraction(float(bound))
         return total < threshold if strict else total <= threshold
     return _below(total, clause.exact[r], strict)
 

@@ -43,7 +43,7 @@ def spec_words(spec: Spec) -> tuple[str, str]:
 def _label(spec: Spec) -> int | None:
     """The class, if the specification is the plain "class stays largest" for one class."""
     rows = spec.rows()
-    one_each = len(spec.clauses) == len(rows.bound) == spec.num_outputs - 1
+    one_each = len(spec.clauses) == len(rows.strict) == spec.num_outputs - 1
     if not one_each or rows.x is not None or rows.bound.any() or rows.strict.any():
         return None
     labels = np.unique(rows.y.argmax(-1))
@@ -51,7 +51,8 @@ def _label(spec: Spec) -> int | None:
     plain = (np.sort(rows.y, -1)[..., [0, -1]] == [-1, 1]).all() and (
         abs(rows.y).sum(-1) == 2
     ).all()
-    return int(labels[0]) if plain and len(labels) == 1 and len(rivals) == len(rows.bound) else None
+    one_label = plain and len(labels) == 1 and len(rivals) == len(rows.strict)
+    return int(labels[0]) if one_label else None
 
 
 def _range(size: Any) -> str:

@@ -89,7 +89,7 @@ def value_of(attribute: Any, node: Any) -> Any:
         return [to_array(t, where) for t in attribute.tensors]
     if kind == 0:
         raise BadInput(f"{where} has no type")
-    return attribute  # a subgraph, sparse tensor or type: no supported operator has one
+    return attribute  # a subgraph, sparse tensor or type
 
 
 def _check_numbers(numbers: list[float], op: str, where: str) -> None:

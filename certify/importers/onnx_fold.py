@@ -108,6 +108,8 @@ def _evaluate(
 
     try:
         with np.errstate(all="ignore"):
+            if place.op == "CumSum":  # a runtime also takes an axis of shape (1,)
+                arrays = [arrays[0], np.reshape(np.asarray(arrays[1]), ())]
             operator = load_op("", place.op, place.opset)
             result = operator.eval(*arrays, n_outputs=len(place.outputs), **attrs)
     except Exception as problem:  # the reference operators state no errors of their own
@@ -115,7 +117,8 @@ def _evaluate(
     several = result if isinstance(result, (tuple, list)) else (result,)
     if len(several) < len(place.outputs):
         raise BadInput(f"{place.where}: has fewer results than the node names")
-    return tuple(np.asarray(r) for r in several[: len(place.outputs)])
+    # In order, because torch reads no array that runs backwards.
+    return tuple(np.asarray(r, order="C") for r in several[: len(place.outputs)])
 
 
 def _exactly(
@@ -210,6 +213,15 @@ def _range(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
     return max(0, int(math.ceil((limit - start) / delta)))
 
 
+def _positions(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
+    return int(arrays[0].size) * arrays[0].ndim
+
+
+def _one_hot(arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> int:
+    indices, depth = arrays[:2]
+    return int(indices.size) * int(depth.item())
+
+
 def _pairs(ops: str, size: _Size) -> dict[str, _Size]:
     return dict.fromkeys(ops.split(), size)
 
@@ -231,6 +243,11 @@ _SIZES: dict[str, _Size] = {
     "Expand": _expand,
     "Tile": _tile,
     "Range": _range,
+    "IsInf": _same,
+    "IsNaN": _same,
+    "EyeLike": _same,
+    "NonZero": _positions,
+    "OneHot": _one_hot,
 }
 FOLDED = frozenset(_SIZES)
 _MOVES = frozenset(

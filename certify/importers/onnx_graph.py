@@ -39,6 +39,7 @@ def load_onnx(path: str | Path) -> Graph:
     The graph describes one example: a first axis that is symbolic (or 0 or -1) becomes 1. Several
     outputs are flattened and joined in order, so the outputs ``Y_0, Y_1, ...`` of a specification
     run through all of them. Node names are the ONNX tensor names where a tensor has a node.
+    An ``If`` whose condition is constant stands for the branch it takes.
 
     ``Graph.source`` holds ``path``, ``sha256`` (of the decompressed file), ``format``, ``opset``,
     ``dtype``, ``inputs`` and ``outputs`` (ONNX names), ``symbolic`` (whether every input's first

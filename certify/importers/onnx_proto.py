@@ -14,6 +14,7 @@ from typing import Any
 
 from certify.core.errors import BadInput, LimitExceeded, Unsupported, one_line
 from certify.importers.files import Contents, read_file
+from certify.importers.onnx_branches import bodies, nested, reads
 from certify.importers.onnx_tensors import quoted
 
 MOST_NODES = 20_000
@@ -85,7 +86,7 @@ def ordered(nodes: Sequence[Any], known: set[str]) -> Iterator[Any]:
     waiting: dict[int, int] = {}
     readers: dict[str, list[int]] = {}
     for i, node in enumerate(nodes):
-        needed = {name for name in node.input if name and name not in known}
+        needed = {name for name in reads(node) if name not in known}
         for name in needed:
             if name not in makers:
                 raise BadInput(f"{node_label(node)} reads {quoted(name)}, which nothing defines")
@@ -144,16 +145,8 @@ def _decode(data: bytes) -> Any:
 
 def _texts(proto: Any) -> Iterator[str | bytes]:
     """Every text of the file that is ever looked at."""
-    graph = proto.graph
     yield from (entry.domain for entry in proto.opset_import)
-    for value in (*graph.input, *graph.output):
-        yield value.name
-        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
-        yield tensor.name
-        for entry in tensor.external_data:
-            yield from (entry.key, entry.value)
-    yield from _node_texts(graph.node)
+    yield from _graph_texts(proto.graph)
     for function in proto.functions:
         yield from (function.name, function.domain, getattr(function, "overload", ""))
         yield from (*function.input, *function.output, *function.attribute)
@@ -162,8 +155,21 @@ def _texts(proto: Any) -> Iterator[str | bytes]:
         yield from _node_texts(function.node)
 
 
+def _graph_texts(graph: Any) -> Iterator[str | bytes]:
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    yield from _node_texts(graph.node)
+
+
 def _node_texts(nodes: Sequence[Any]) -> Iterator[str | bytes]:
     for node in nodes:
+        for body in bodies(node):
+            yield from _graph_texts(body)
         yield from (node.op_type, node.domain, node.name, getattr(node, "overload", ""))
         yield from (*node.input, *node.output)
         for attribute in node.attribute:
@@ -255,17 +261,17 @@ def _functions(proto: Any) -> dict[FunctionKey, Any]:
 
 def _check_size(graph: Any, functions: Mapping[FunctionKey, Any]) -> None:
     """Counts nodes after expanding functions, without expanding any."""
-    _limit(len(graph.node))
+    _limit(sum(1 for _ in nested(graph.node)))
     sizes: dict[FunctionKey, int] = {}
     for root in functions:
         stack = [root]
         open_calls: set[FunctionKey] = set()
         while stack:
             key = stack[-1]
-            inner = {k for k in map(function_key, functions[key].node) if k in functions}
+            calls = [function_key(node) for node in nested(functions[key].node)]
+            inner = {k for k in calls if k in functions}
             missing = [k for k in inner if k not in sizes]
             if key in sizes or not missing:
-                calls = map(function_key, functions[key].node)
                 sizes[key] = min(MOST_NODES + 1, sum(sizes.get(k, 1) for k in calls))
                 open_calls.discard(stack.pop())
             elif key in open_calls:  # its callees were on top of it and still have no size
@@ -273,7 +279,7 @@ def _check_size(graph: Any, functions: Mapping[FunctionKey, Any]) -> None:
             else:
                 open_calls.add(key)
                 stack += missing
-    _limit(sum(sizes.get(function_key(node), 1) for node in graph.node))
+    _limit(sum(sizes.get(function_key(node), 1) for node in nested(graph.node)))
 
 
 def _limit(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from certify.importers.onnx_attributes import (
     defaults,
     schema_of,
 )
+from certify.importers.onnx_branches import CHOICE, chosen, initializers, reads
 from certify.importers.onnx_builtin import BUILTINS, builtin
 from certify.importers.onnx_checks import check_call
 from certify.importers.onnx_fold import FOLDED, Known, Place, fold, folded
@@ -89,7 +91,7 @@ class Walk:
 
     def run(self, nodes: Sequence[Any], scope: Scope, wanted: Sequence[str]) -> None:
         """Adds the results of ``nodes`` to ``scope.known``; ``wanted`` are read afterwards."""
-        used = {name for node in nodes for name in node.input}.union(wanted)
+        used = {name for node in nodes for name in reads(node)}.union(wanted)
         for node in ordered(nodes, set(scope.known)):
             found = [scope.known[name] if name else None for name in node.input]
             before = len(self.builder.nodes)
@@ -123,6 +125,7 @@ class Walk:
         domain = domain_of(node.domain)
         schema = schema_of(node, scope.opsets.get(domain, 0), domain)
         known = key in REGISTRY.onnx or key in BUILTINS or function_key(node) in self._functions
+        known = known or (static and key == CHOICE)
         if not (known or expands(schema) or (static and key in FOLDED)):
             self._miss(node, [k for k in found if isinstance(k, Known)], scope)
         return Lost(static)
@@ -146,6 +149,9 @@ class Walk:
         found = self._settled(place, operands, attrs)
         if found is not None:
             return found
+        branch = chosen(place, operands, attrs) if place.op == CHOICE else None
+        if branch is not None:
+            return self._branch(branch, node, scope)
         if place.op in REGISTRY.onnx:
             return self._translate(node, place, operands, attrs, scope)
         body = schema_body(node, opset, operands) if not domain else None
@@ -214,11 +220,30 @@ class Walk:
         )
         omitted = set(body.input) - set(given)
         self.run([_without(n, omitted) for n in body.node], inner, list(body.output))
+        names = list(body.output[: len(node.output)])
+        return self._results(names, inner, f"{where}: the function")
+
+    def _branch(self, body: Any, node: Any, scope: Scope) -> Sequence[Known] | Lost:
+        """The results of the branch that runs, in place of its ``If``."""
+        where = scope.where or node_label(node)
+        if scope.depth >= _DEEPEST_CALL:
+            raise Unsupported(f"{where}: branches are nested too deeply")
+        own = initializers(body, where)
+        for name in own.keys() & scope.known.keys():
+            raise BadInput(f"{where}: its branch defines {quoted(name)}, which exists already")
+        path = f"{scope.path}{next((n for n in node.output if n), 'branch')}/"
+        known = {**scope.known, **own}
+        inner = dataclasses.replace(scope, known=known, path=path, depth=scope.depth + 1)
+        names = [value.name for value in body.output]
+        self.run(body.node, inner, names)
+        return self._results(names, inner, f"{where}: its branch")
+
+    def _results(self, names: Sequence[str], inner: Scope, whose: str) -> Sequence[Known] | Lost:
         results: list[Known] = []
-        for name in body.output[: len(node.output)]:
+        for name in names:
             result = inner.known.get(name)
             if result is None:
-                raise BadInput(f"{where}: the function does not produce all its outputs")
+                raise BadInput(f"{whose} does not produce all its outputs")
             if isinstance(result, Lost):
                 return result
             results.append(result)

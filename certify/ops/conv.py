@@ -57,6 +57,28 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=order)
 
 
+def points_pay(x: Tensor, weight: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether `transpose_by_points` is possible and faster."""
+    single = set(weight.shape[2:]) == {1} and max(strides) > 1
+    return single and x.device.type == "cpu" and len(x) >= _MANY
+
+
+def transpose_by_points(x: Tensor, weight: Tensor, window: Window, size: tuple[int, ...]) -> Tensor:
+    """The adjoint of a strided 1 x 1 convolution: one matrix product, put where the strides lead.
+
+    The result is ``(N, C, *size)``, channels last in memory.
+    """
+    (sy, sx), (top, left), (height, width) = window.strides, window.begins, size
+    kept_y = slice(-(-top // sy), min(x.shape[2], -(-(height + top) // sy)))
+    kept_x = slice(-(-left // sx), min(x.shape[3], -(-(width + left) // sx)))
+    points = x.permute(0, 2, 3, 1)[:, kept_y, kept_x] @ weight[:, :, 0, 0]
+    whole = points.new_zeros(len(x), height, width, weight.shape[1])
+    whole[:, kept_y.start * sy - top :: sy, kept_x.start * sx - left :: sx][
+        :, : points.shape[1], : points.shape[2]
+    ] = points
+    return whole.permute(0, 3, 1, 2)
+
+
 def run_conv_transpose(
     x: Tensor, weight: Tensor, window: Window, groups: int, size: tuple[int, ...]
 ) -> Tensor:
@@ -71,18 +93,19 @@ def run_conv_transpose(
     extra = [
         n - (f - p - q) for n, f, p, q in zip(size, full, window.begins, window.ends, strict=True)
     ]
-    by_phases = window.rank == 2 and groups == 1
-    by_phases = by_phases and phases_pay(x, weight, window.strides, window.dilations)
+    plain = window.rank == 2 and groups == 1 and min(window.begins) >= 0
+    if plain and phases_pay(x, weight, window.strides, window.dilations):
+        (top, left), (height, width) = window.begins, size
+        return transpose_by_phases(x, weight, window.strides[0], (top, left), (height, width))
+    if plain and points_pay(x, weight, window.strides):
+        return transpose_by_points(x, weight, window, size)
     room = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
     fits = window.symmetric and all(0 <= e < r for e, r in zip(extra, room, strict=True))
-    if fits and not by_phases:
+    if fits:
         return call(
             x, weight, None, window.strides, window.begins, tuple(extra), groups, window.dilations
         )
-    if by_phases:
-        whole = transpose_by_phases(x, weight, window.strides[0])
-    else:
-        whole = call(x, weight, None, window.strides, 0, 0, groups, window.dilations)
+    whole = call(x, weight, None, window.strides, 0, 0, groups, window.dilations)
     ends = tuple(e - q for e, q in zip(extra, window.ends, strict=True))
     return bordered(whole, tuple(-p for p in window.begins), ends)
 

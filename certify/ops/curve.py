@@ -34,12 +34,14 @@ class Piece(NamedTuple):
         inverse: where the derivative equals k, for any real k without NaN (a value outside the
             piece where there is no such place); it may be inexact, which costs tightness only.
         guess: a cheaper inverse, for searches.
+        slope: the derivative from the function's value, as accurate as ``df``; for convex pieces.
     """
 
     end: float
     bend: int
     inverse: Callable[[Tensor], Tensor] | None = None
     guess: Callable[[Tensor], Tensor] | None = None
+    slope: Callable[[Tensor], Tensor] | None = None
 
     def solve(self, rough: bool) -> Callable[[Tensor], Tensor]:
         """The inverse to use; every bent piece has one."""
@@ -126,10 +128,17 @@ class Curve(Profile):
         return least, most
 
     def _end(self, sign: int, z: Tensor, k: Tensor, rough: bool) -> Candidate:
-        value = (sign * self.f(z)).clamp(max=HUGE)  # an overflow is at least that
+        import torch
+
+        value = self.f(z) if sign > 0 else -self.f(z)
+        if (self.high if sign > 0 else -self.low) == inf:
+            value = value.clamp(max=HUGE)  # an overflow is at least that
         if rough:
             return Candidate(z, value, 0.0)
-        return Candidate(z, value, EPS * (value.abs() + 4 * (k * z).abs()) + self.slack(z, value))
+        with torch.no_grad():
+            size = self.slack(z, value).add_(value.abs(), alpha=EPS)
+            error = (k * z).abs_().mul_(4 * EPS)
+            return Candidate(z, value, error.add_(size) if error.shape == k.shape else error + size)
 
     def _stationary(
         self, sign: int, start: Tensor, end: Tensor, k: Tensor, piece: Piece, rough: bool
@@ -143,12 +152,17 @@ class Curve(Profile):
         if rough:
             return found
         with torch.no_grad():
-            tangent, width = self.df(z), end - start
-            excess = sign * tangent - k
-            below = torch.minimum(excess * (start - z), excess * (end - z)).clamp(max=0.0)
-            steep = self.steep(z) if callable(self.steep) else tangent.new_tensor(self.steep)
-            doubt = torch.maximum(tangent.abs(), steep) * (self.turns * EPS) * width
-            doubt = doubt - below * (1 + 4 * EPS)
+            width = end - start
+            quick = piece.slope if sign > 0 else None
+            tangent = self.df(z) if quick is None else quick(found.value)
+            excess = (tangent if sign > 0 else -tangent) - k
+            below = (start - z).mul_(excess).minimum((end - z).mul_(excess)).clamp_(max=0.0)
+            steepness = tangent.abs()
+            if callable(self.steep):
+                steepness = steepness.maximum(self.steep(z))
+            elif self.steep:
+                steepness = steepness.clamp_(min=self.steep)
+            doubt = steepness.mul_(width * (self.turns * EPS)).sub_(below, alpha=1 + 4 * EPS)
             if self.steepest is None:  # the derivative may be infinite, which a point cannot feel
                 doubt = torch.where(width == 0, 0.0, doubt)
         return Candidate(z, found.value, found.error + doubt)
@@ -165,17 +179,16 @@ class Curve(Profile):
         split = self.pieces[0].end
         side = 0 if self.pieces[0].bend * sign > 0 else 1
         inverse = self.pieces[side].solve(False)
-        near, far = (low, high) if side == 0 else (high, low)
+        d, far = (low, high) if side == 0 else (high, low)
         border = low.clamp(min=split).minimum(high)
         start, end = (low, border) if side == 0 else (border, high)
         value_far = sign * self.f(far)
         with torch.no_grad():
-            d = near
+            level = value_far if sign > 0 else -value_far
             for _ in range(TANGENT_STEPS):
-                apart = far - d
-                k = (value_far - sign * self.f(d)) / (apart + (apart == 0))
-                inside = inverse(k if sign > 0 else -k)
-                d = torch.clamp(inside, start, end)
+                k = (level - self.f(d)).div_(far - d).nan_to_num_(0.0)  # NaN: a single point
+                inside = inverse(k)
+                d = inside.maximum(start).minimum(end)
         d = between(inside, start, end)  # differentiable where it is an end
         on_curve = (middle <= d) | (high <= split) if side == 0 else (middle >= d) | (low >= split)
         tangent = sign * self.df(middle)

@@ -16,13 +16,32 @@ if TYPE_CHECKING:
 
 def round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest normal number (or zero, or infinity) of ``dtype`` that is <= ``x`` (float64)."""
-    found: Tensor = _rounding().apply(x, dtype)
-    return found
+    import torch
+
+    if torch.is_grad_enabled() and x.requires_grad:
+        found: Tensor = _rounding().apply(x, dtype)
+        return found
+    return _down(x, dtype)
 
 
 def round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The smallest normal number (or zero, or infinity) of ``dtype`` that is >= ``x`` (float64)."""
     return -round_down(-x, dtype)
+
+
+def _down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    import torch
+
+    info = torch.finfo(dtype)
+    y = x.to(dtype)
+    if dtype != x.dtype:
+        # Neighbouring floats have neighbouring integers as bits: one step where y is above x.
+        # (Zeros go wrong here; they only come from places that are small.)
+        bits = y.view(torch.int32 if info.bits == 32 else torch.int16)
+        y = torch.addcmul(bits, (y > x).to(bits.dtype), bits.sign(), value=-1).view(dtype)
+    if not y.numel() or float(x.abs().amin()) >= info.tiny:
+        return y
+    return torch.where(x.abs() < info.tiny, (x < 0).to(dtype) * -info.tiny, y)
 
 
 @cache
@@ -32,12 +51,7 @@ def _rounding() -> Any:
     class RoundDown(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-            y = x.to(dtype)
-            if dtype != x.dtype:
-                y = torch.where(y > x, torch.nextafter(y, y.new_tensor(float("-inf"))), y)
-            tiny = torch.finfo(dtype).tiny
-            small = torch.where(x < 0, y.new_tensor(-tiny), y.new_zeros(()))
-            return torch.where(y.abs() < tiny, small, y)
+            return _down(x, dtype)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:

@@ -143,7 +143,11 @@ class Lines:
             if not self.site.varies[i]:
                 found.append(None)
                 continue
-            part = _add(_times(positive, low), _times(negative, up))
+            part = _times(positive, low)
+            if part is not None and up is not None:
+                part = torch.addcmul(part, negative, up)
+            elif part is None:
+                part = _times(negative, up)
             if part is None:
                 found.append(A.new_zeros((*A.shape[:2], *self.site.shapes[i])))
             else:
@@ -151,8 +155,7 @@ class Lines:
         bias = A.new_zeros(A.shape[:2])
         for part, c in ((positive, self.low_c), (negative, self.up_c)):
             if c is not None:
-                term = torch.where(part == 0, 0.0, part * c) if not _finite(c) else part * c
-                bias = bias + term.reshape(*A.shape[:2], -1).sum(-1)
+                bias = bias + _dot(part, c)
         return tuple(found), bias
 
     def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
@@ -169,10 +172,15 @@ def _times(A: Tensor, coefficient: Tensor | None) -> Tensor | None:
     return None if coefficient is None else A * coefficient
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+def _dot(A: Tensor, c: Tensor) -> Tensor:
+    """``A (B, R, *shape) . c`` per row, where 0 times infinity is 0."""
+    import torch
+
+    if not _finite(c):
+        return per_row(torch.where(A == 0, 0.0, A * c)).sum(-1)
+    if c.shape[1] > 1 or c.shape[2:] != A.shape[2:] or c.shape[0] != A.shape[0]:
+        return per_row(A * c).sum(-1)
+    return torch.matmul(per_row(A), per_row(c).transpose(1, 2)).squeeze(2)
 
 
 def _finite(c: Tensor) -> bool:

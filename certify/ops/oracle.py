@@ -15,6 +15,7 @@ accurate to 4 units in the last place (SLEEF and MKL state 1).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,24 +116,43 @@ class Profile(ABC):
 def intercept(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -> Tensor:
     """``m(k)`` rounded down: ``k z + m <= sign h(z)`` on ``[low, high]``; -inf where no line of
     this slope exists or h is not defined. Never NaN."""
+    return touching(p, sign, low, high, k)[0]
+
+
+def touching(
+    p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor, *, place: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`intercept`, and with ``place`` where its line touches: ``-dm/dk`` (otherwise no such)."""
     import torch
 
-    left, right = nearer(p, low, high)
+    far = any_far(low, high)
+    left, right = nearer(p, low, high) if far else (low, high)
     found = p.candidates(sign, left, right, k)
     z, value, error = next(found)
     best = value - k * z - error
-    for z, value, error in found:
-        best = torch.minimum(best, value - k * z - error)
+    for there, value, error in found:
+        other = value - k * there - error
+        if place:
+            z = z + (other < best) * (there - z)
+        best = torch.minimum(best, other)
     if p.sag is not None and sign > 0:
         best = best - p.sag[1] * (right > p.sag[0])
     ok = right >= left
     if p.valid is not None:
         ok = ok & p.valid(left, right)
-    if bool(((low < -FAR) | (high > FAR)).any()):
+    if far:
         ok = ok & ~(low < -FAR) | _holds_beyond(p, sign, k, right=False) & ok
         ok = ok & ~(high > FAR) | _holds_beyond(p, sign, k, right=True) & ok
         ok = ok & (low <= FAR) & (high >= -FAR)
-    return torch.where(ok & (best == best), best, -inf)
+    if bool(ok.all()) and not math.isnan(best.detach().sum()):
+        return best, z
+    ok = ok & (best == best)
+    return torch.where(ok, best, -inf), torch.where(ok, z, 0.0) if place else z
+
+
+def any_far(low: Tensor, high: Tensor) -> bool:
+    """Whether a bound is treated as infinite."""
+    return bool(((low < -FAR) | (high > FAR)).any())
 
 
 def _holds_beyond(p: Profile, sign: int, k: Tensor, *, right: bool) -> Tensor:
@@ -153,8 +173,6 @@ def nearer(p: Profile, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     far_left, far_right = low < -FAR, high > FAR
-    if not bool((far_left | far_right).any()):
-        return low, high
     left = torch.where(far_left, high.clamp(-FAR, -p.left.at), low.clamp(-FAR, FAR))
     return left, torch.where(far_right, low.clamp(p.right.at, FAR), high.clamp(-FAR, FAR))
 
@@ -164,8 +182,6 @@ def extreme_slope(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor) -
     import torch
 
     far_left, far_right = low < -FAR, high > FAR
-    if not bool((far_left | far_right).any()):
-        return k
     least = torch.where(far_left, sign * p.left.slope, -inf)
     most = torch.where(far_right, sign * p.right.slope, inf)
     nearest = torch.zeros_like(k).maximum(least).minimum(most).clamp(-FAR, FAR)

@@ -56,7 +56,7 @@ def _relu_forward(site: Site, x: Tensor) -> Tensor:
 
 
 def _relu_interval(site: Site, x: Interval) -> Interval:
-    return Interval(x.lower.clamp(min=0), x.upper.clamp(min=0))
+    return Interval(x.lower.clamp_min(0), x.upper.clamp_min(0))
 
 
 def _relu_relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Any:
@@ -291,9 +291,7 @@ REGISTRY.add(
         _relu_forward,
         same_shape,
         examples(),
-        relaxed=RelaxedRule(
-            _relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True
-        ),
+        relaxed=RelaxedRule(_relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True),
         onnx={"Relu": None},
         aten=inplace("relu"),
         float32_roundings=0,

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from certify.core.graph import Shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.directed import round_down, round_up
 from certify.ops.families import Lines
-from certify.ops.oracle import EPS, FAR, HUGE, Profile, extreme_slope, intercept, nearer
+from certify.ops.oracle import (
+    EPS,
+    FAR,
+    HUGE,
+    Profile,
+    any_far,
+    extreme_slope,
+    intercept,
+    nearer,
+    touching,
+)
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:
@@ -75,9 +85,12 @@ def bound(p: Profile, x: Interval) -> Interval:
     """Sound bounds of ``h`` on ``x`` in the precision of ``x``; infinite where h is undefined."""
     import torch
 
+    quick = _rising(p, x) if p.monotone > 0 and p.valid is None and p.sag is None else None
+    if quick is not None:
+        return quick
     dtype = x.lower.dtype
     low, high = _ends(x)
-    if p.monotone and not _any_far(low, high):
+    if p.monotone and not any_far(low, high):
         ends = (low, high) if p.monotone > 0 else (high, low)
         least, most = p.f(ends[0]).clamp(max=HUGE), p.f(ends[1]).clamp(min=-HUGE)
         least, most = least - p.slack(ends[0], least), most + p.slack(ends[1], most)
@@ -95,6 +108,47 @@ def bound(p: Profile, x: Interval) -> Interval:
     return Interval(round_down(least, dtype).squeeze(1), round_up(most, dtype).squeeze(1))
 
 
+def _rising(p: Profile, x: Interval) -> Interval | None:
+    """Bounds of an increasing function defined everywhere; None where an input is extreme.
+
+    Both ends in one tensor: the lower bound, and below it the upper one with its sign changed.
+    """
+    import torch
+
+    dtype, shape = x.lower.dtype, x.lower.shape
+    ends = torch.stack(x).reshape(2, -1).double()
+    if not _plain(ends, dtype):
+        return None
+    value = p.f(ends)
+    sign, edge = _sides(p.low, p.high, ends.device)
+    moved = value * sign - p.slack(ends, value)
+    if not (math.isfinite(p.low) and math.isfinite(p.high)):  # an overflow may have left NaN
+        moved = torch.where(moved == moved, moved, -torch.inf)
+    least, most = round_down(moved.maximum(edge), dtype).unbind()
+    return Interval(least.reshape(shape), most.neg().reshape(shape))
+
+
+def _plain(ends: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all intervals ``(2, n)`` are finite, not far out, and in order."""
+    import torch
+
+    if not ends.numel():
+        return False
+    low, high = ends.detach().unbind()
+    least, most = (high - low).aminmax()  # a NaN or an infinity anywhere shows in one of them
+    near = torch.finfo(dtype).max <= FAR or float(ends.detach().abs().amax()) <= FAR
+    return near and float(least) >= 0 and float(most) < math.inf
+
+
+@lru_cache(maxsize=256)
+def _sides(low: float, high: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(1, -1)`` and ``(low, -high)`` as columns."""
+    import torch
+
+    pair = torch.tensor([[1.0, low], [-1.0, -high]], dtype=torch.float64, device=device)
+    return pair[:, :1], pair[:, 1:]
+
+
 def lines(p: Profile, site: Site, slopes: tuple[Tensor, ...] | None, x: Interval) -> Lines:
     """The tightest lines of the given slopes (below, above), or those of least area."""
 
@@ -105,8 +159,7 @@ def lines(p: Profile, site: Site, slopes: tuple[Tensor, ...] | None, x: Interval
     found: list[tuple[Tensor, Tensor]] = []
     for side, sign in enumerate((1, -1)):
         given = default_slope(p, sign, low, high, dtype) if slopes is None else slopes[side]
-        m = intercept(p, sign, low, high, sign * given.double())
-        found.append((given, round_down(m, dtype)))
+        found.append((given, _line(p, sign, low, high, given)))
     (a, c), (b, d) = found
     return Lines(site, (a,), c, (b,), -d)
 
@@ -122,13 +175,61 @@ def _odd_lines(
     """Both lines in one go: the one above is the one below on the mirrored interval, mirrored."""
     import torch
 
-    count = low.shape[0]
     both = _mirrored(low, high)
     k = default_slope(p, 1, *both, dtype) if slopes is None else torch.cat(_alike(*slopes))
-    m = intercept(p, 1, *both, k.double())
-    centre = 2 * (p.centre or 0.0)
-    up = round_up(centre - m[count:] + 2 * EPS * centre, dtype)
-    return Lines(site, (k[:count],), round_down(m[:count], dtype), (k[count:],), up)
+    c, d = _line(p, 1, *both, k, 2 * (p.centre or 0.0)).chunk(2)
+    a, b = k.chunk(2)
+    return Lines(site, (a,), c, (b,), -d)
+
+
+def _line(p: Profile, sign: int, low: Tensor, high: Tensor, k: Tensor, off: float = 0.0) -> Tensor:
+    """The intercept of the line of slope ``sign k`` below ``sign h``, in the precision of ``k``.
+
+    With ``off``, that much less for the second half of the batch.
+    """
+    import torch
+
+    if (
+        torch.is_grad_enabled()
+        and k.requires_grad
+        and not (low.requires_grad or high.requires_grad)
+    ):
+        found: Tensor = _sliding().apply(p, sign, low, high, k, off)
+        return found
+    return _rounded(intercept(p, sign, low, high, sign * k.double()), off, k.dtype)
+
+
+def _rounded(m: Tensor, off: float, dtype: torch.dtype) -> Tensor:
+    import torch
+
+    if off:
+        first, second = m.chunk(2)
+        m = torch.cat((first, second - off - 2 * EPS * abs(off)))
+    return round_down(m, dtype)
+
+
+@cache
+def _sliding() -> Any:
+    import torch
+
+    class Sliding(torch.autograd.Function):
+        """`_line` where only the slope varies: the intercept falls by the touching place."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            p, sign, low, high, k, off = args
+            m, z = touching(p, sign, low, high, sign * k.double(), place=True)
+            ctx.save_for_backward(z.to(k.dtype).expand(m.shape))
+            ctx.slopes, ctx.sign = k.shape, sign
+            return _rounded(m, off, k.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            (z,) = ctx.saved_tensors
+            slope = (grads[0] * z).sum_to_size(ctx.slopes) * -ctx.sign
+            return None, None, None, None, slope, None
+
+    return Sliding
 
 
 def _mirrored(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +248,10 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def default_slope(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
     """The slope of the line of least area on that side (of h itself), finite, in ``dtype``."""
-    k = extreme_slope(p, sign, low, high, p.slope(sign, *nearer(p, low, high)))
+    if any_far(low, high):
+        k = extreme_slope(p, sign, low, high, p.slope(sign, *nearer(p, low, high)))
+    else:
+        k = p.slope(sign, low, high)
     return sign * _finite(k, dtype)
 
 
@@ -166,7 +270,8 @@ def _slope_range(p: Profile, sign: int, low: Tensor, high: Tensor, dtype: torch.
 
     start = default_slope(p, sign, low, high, dtype)
     fixed = (low < -FAR) | (high > FAR)
-    ends = _hull_slopes(p, sign, *nearer(p, low, high))[::sign]
+    near = nearer(p, low, high) if any_far(low, high) else (low, high)
+    ends = _hull_slopes(p, sign, *near)[::sign]
     least, most = (torch.where(fixed, start, sign * _finite(k, dtype)) for k in ends)
     return Slope(start, least.minimum(start), most.maximum(start))
 
@@ -205,10 +310,6 @@ def _finite(k: Tensor, dtype: torch.dtype) -> Tensor:
     most = {16: 2.0**14, 32: 2.0**100}.get(torch.finfo(dtype).bits, FAR)
     k = k.nan_to_num(0.0, 0.0, 0.0).clamp(-most, most).to(dtype)
     return k * (k.abs() >= torch.finfo(dtype).tiny)  # a denormal slope would only be slow
-
-
-def _any_far(low: Tensor, high: Tensor) -> bool:
-    return bool(((low < -FAR) | (high > FAR)).any())
 
 
 def simple(op: str, **fixed: Any) -> Callable[[Builder, Call], Value]:

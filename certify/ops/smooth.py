@@ -28,14 +28,14 @@ def _logit_slope(k: Tensor) -> Tensor:
     """``z <= 0`` with ``sigmoid'(z) = k``, -inf for k <= 0."""
     import torch
 
-    k = k.clamp(0.0, 0.25)
-    root = torch.sqrt(1 - 4 * k)
-    return torch.log(4 * k) - 2 * torch.log1p(root)
+    k = k.clamp(0.0, 0.25).mul_(4)
+    root = torch.sqrt_(1 - k).add_(1)
+    return k.div_(root).div_(root).log_()
 
 
-def _s_shape(left: Any) -> tuple[Piece, ...]:
+def _s_shape(left: Any, slope: Any = None) -> tuple[Piece, ...]:
     """Convex up to 0, concave after it, derivative even; ``left`` inverts it for ``z <= 0``."""
-    return Piece(0.0, 1, left), Piece(inf, -1, lambda k: -left(k))
+    return Piece(0.0, 1, left, slope=slope), Piece(inf, -1, lambda k: -left(k))
 
 
 _S_TAILS: dict[str, Any] = {
@@ -57,13 +57,16 @@ def _sigmoid_slope(z: Tensor) -> Tensor:
 def _sigmoid() -> Curve:
     import torch
 
+    def slope(value: Tensor) -> Tensor:  # values up to 1/2 are far from 1
+        return torch.addcmul(value, value, value, value=-1)
+
     return Curve(
         torch.sigmoid,
         _sigmoid_slope,
         low=0.0,
         high=1.0,
         steepest=0.25,
-        pieces=_s_shape(_logit_slope),
+        pieces=_s_shape(_logit_slope, slope),
         **_S_FAST | {"centre": 0.5},
     )
 

@@ -12,20 +12,20 @@ import torch
 from certify.bounds.budget import Limits
 from certify.bounds.crown import Plan, interval_row_bounds, tighten
 from certify.bounds.program import prepare
-from certify.bounds.rounding import Semantics
 from certify.core.graph import Graph
 from certify.core.region import Box, Product, Region
+from certify.core.semantics import Semantics
 from certify.core.spec import Spec
 
 
 def row_interval(
-    graph: Graph, lower: np.ndarray, upper: np.ndarray, spec: Spec, example: int
+    graph: Graph, lower: np.ndarray, upper: np.ndarray, spec: Spec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of ``y.Y + x.X`` of every row over a tiny box, all rounding accounted for.
 
     Args:
         lower, upper: flat float64 ends; equal for a point.
-        example: which rows, where the specification has them per example.
+        spec: of one example.
 
     Returns:
         ``(least, most)``, each ``(R,)``; infinite or NaN where nothing is known.
@@ -35,8 +35,7 @@ def row_interval(
         region = _box(graph, lower, upper)
         state = tighten(program, region, Plan(refine=False), Semantics.REAL, Limits())
         stacked = spec.rows()
-        y = stacked.y[example if len(stacked.y) > 1 else 0]
-        rows = {program.output: _coefficients(y, graph.output_shape)}
+        rows = {program.output: _coefficients(stacked.y[0], graph.output_shape)}
         if stacked.x is not None:
             starts = np.cumsum([0, *(math.prod(s) for s in graph.input_shapes)])
             for index, (a, b) in zip(program.inputs, itertools.pairwise(starts), strict=True):

@@ -65,7 +65,7 @@ class Goal:
 
 def goal(spec: Spec, example: int, dtype: torch.dtype, device: torch.device) -> Goal:
     """The unsafe set of one example of the batch."""
-    rows = spec.rows()
+    rows = spec.only(example).rows()
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
@@ -73,7 +73,7 @@ def goal(spec: Spec, example: int, dtype: torch.dtype, device: torch.device) -> 
     strict = torch.from_numpy(rows.strict.copy()).to(device)
     members = _members(rows.group, len(spec.clauses))
     return Goal(
-        tensor(rows.y[example if len(rows.y) > 1 else 0]),
+        tensor(rows.y[0]),
         None if rows.x is None else tensor(rows.x[0]),
         tensor(rows.bound),
         strict,

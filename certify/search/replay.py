@@ -116,7 +116,8 @@ def _in_real_arithmetic(
             np.asarray(e, dtype=np.float64).reshape(-1) for e in (place.box.lower, place.box.upper)
         )
         lower, upper = np.where(outside, low, lower), np.where(outside, high, upper)
-    least, most = row_interval(graph, lower, upper, spec, example)
+    spec = spec.only(example)
+    least, most = row_interval(graph, lower, upper, spec)
     rows = spec.rows()
     never = np.where(rows.strict, least >= rows.bound, least > rows.bound)
     rounded = np.array([c.exact is not None for c in spec.clauses])[rows.group]

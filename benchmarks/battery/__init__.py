@@ -1,0 +1,1 @@
+"""Random small networks with known answers, against `certify.verify`."""

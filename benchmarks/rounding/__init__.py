@@ -1,0 +1,1 @@
+"""What rigorous rounding costs."""

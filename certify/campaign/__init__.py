@@ -1,0 +1,1 @@
+"""Many items, one result each: workers, limits, resuming, shards. Knows nothing about networks."""

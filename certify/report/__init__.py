@@ -1,0 +1,1 @@
+"""What results look like: tables, competition files, plots. Reads results, computes none."""

@@ -1,0 +1,1 @@
+"""Complete search of small fully connected networks: compiled, on the CPU, without torch."""

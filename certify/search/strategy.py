@@ -1,0 +1,95 @@
+"""Which complete search suits a question, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from certify.core.certificate import Verdict
+from certify.core.region import Region
+from certify.search.boxes import Frame
+from certify.search.problem import Findings, Problem
+
+_FEW_INPUTS = 10  # halving boxes is worth more than halving neurons up to about here
+_SOME_INPUTS = 24  # and may still be worth a try up to here
+_FIRST_TRY = 0.4  # share of the time for a first try that may fail
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One search to run.
+
+    Attributes:
+        name: ``"input"`` or ``"neuron"``.
+        share: of the time left that it may take.
+        why: in words.
+    """
+
+    name: str
+    share: float
+    why: str
+
+
+def choose(problem: Problem) -> list[Choice]:
+    """The searches to run one after the other, the last with all the time that is left."""
+    free = free_inputs(problem.region)
+    if free is None:
+        return [Choice("neuron", 1.0, "the region is no box, so its neurons are split")]
+    if free <= _FEW_INPUTS:
+        return [Choice("input", 1.0, f"{free} free inputs: boxes are halved and clipped")]
+    if free <= _SOME_INPUTS:
+        return [
+            Choice("input", _FIRST_TRY, f"{free} free inputs: boxes are halved first"),
+            Choice("neuron", 1.0, "then neurons are split"),
+        ]
+    return [Choice("neuron", 1.0, f"{free} free inputs are too many to halve: neurons are split")]
+
+
+def search(problem: Problem, explain: Callable[[str], None]) -> Findings:
+    """Run the searches that `choose` names until one decides."""
+    best: Findings | None = None
+    choices = choose(problem)
+    for number, choice in enumerate(choices):
+        explain(f"search by {choice.name} splits: {choice.why}")
+        left = problem.limits.remaining()
+        until = problem.limits.deadline
+        if number + 1 < len(choices):
+            until = time.monotonic() + choice.share * left
+        limits = replace(problem.limits, deadline=until)
+        found = _run(choice.name, replace(problem, limits=limits))
+        explain(f"search by {choice.name} splits: {outcome_words(found)}")
+        if found.verdict in (Verdict.HOLDS, Verdict.VIOLATED):
+            return found
+        if best is None or found.margin > best.margin:
+            best = found
+        if problem.limits.remaining() <= 0:
+            break
+    if best is None:
+        raise TypeError("no search was chosen")
+    return best
+
+
+def _run(name: str, problem: Problem) -> Findings:
+    if name == "input":
+        from certify.search.input_split import split_inputs
+
+        return split_inputs(problem)
+    from certify.search.neuron_split.engine import split_neurons
+
+    return split_neurons(problem)
+
+
+def outcome_words(found: Findings) -> str:
+    """What a search came to, in one line."""
+    counters = ", ".join(f"{v} {k}" for k, v in found.statistics.items())
+    words = f"{found.verdict.value}, {found.leaves} sub-problems, margin {found.margin:.4g}"
+    if found.open_share:
+        words += f", {100 * found.open_share:.3g} % open"
+    return f"{words}{' (' + counters + ')' if counters else ''}"
+
+
+def free_inputs(region: Region) -> int | None:
+    """Inputs of a box that are not fixed; None where the region is no box."""
+    frame = Frame.of(region)
+    return None if frame is None else len(frame.free)

@@ -1,0 +1,1 @@
+"""Randomized smoothing: certificates from samples, each with its stated confidence."""

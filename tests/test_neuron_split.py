@@ -1,0 +1,357 @@
+"""Branch and bound over neurons: against exact optima, against samples, with faults planted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from certify.bounds import evaluate
+from certify.bounds.budget import Limits
+from certify.bounds.rounding import Semantics
+from certify.core.certificate import Verdict
+from certify.core.graph import Graph
+from certify.core.region import L2, Box, Product, as_inputs
+from certify.core.spec import Row, Spec
+from certify.core.split_tree import LEAF
+from certify.ops.builder import Builder
+from certify.search.neuron_split import bounding, children
+from certify.search.neuron_split.bounding import proved
+from certify.search.neuron_split.branching import Offers
+from certify.search.neuron_split.children import halves
+from certify.search.neuron_split.domains import Domains
+from certify.search.neuron_split.engine import split_neurons
+from certify.search.neuron_split.root import Root, prepare_root
+from certify.search.problem import Findings, Problem
+from tests.nets import BODIES, Body, grow, layer, mlp, names
+from tests.polyhedra import grown
+from tests.test_exact_answers import CHAINS, box
+
+SMOOTH: dict[str, Body] = {
+    "sigmoid": mlp((6, 5, 3), "sigmoid"),
+    "tanh": mlp((6, 5, 3), "tanh"),
+    "leaky": mlp((6, 5, 3), "leaky_relu", {"alpha": 0.125}),
+    "sin": mlp((5, 3), "sin"),
+}
+EVERY = {**BODIES, **SMOOTH}
+
+
+def problem(graph: Graph, ends: Any, spec: Spec, seconds: float = 10.0, **more: Any) -> Problem:
+    parts = as_inputs(Box(*ends), list(graph.input_shapes))
+    region = parts[0] if len(parts) == 1 else Product(parts)
+    limits = Limits(deadline=time.monotonic() + seconds)
+    return Problem(graph, region, spec.rows(), limits=limits, **more)
+
+
+def run(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """Outputs ``(N, m)`` in float64."""
+    inputs = torch.from_numpy(x.reshape(len(x), *graph.input_shapes[0]))
+    found: np.ndarray = evaluate.evaluate(graph, inputs).flatten(1).numpy()
+    return found
+
+
+def least(graph: Graph, ends: Any, row: np.ndarray) -> tuple[float, np.ndarray]:
+    """The exact minimum of a row of a ReLU network, and where it is."""
+    from certify.bounds.methods import bound
+
+    known = bound(graph, Box(*ends), "crown", None, nodes=names(graph)).nodes
+    whole = grown(graph, ends, known, exact=True)
+    value, solution = whole.exact_minimum(graph.output, row)
+    return value, solution[whole.place[graph.nodes[0].name].ravel()]
+
+
+def single(row: np.ndarray, bound: float, m: int) -> Spec:
+    return Spec.unsafe([[Row(row, bound)]], m)
+
+
+# -- exact answers --------------------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("body", CHAINS)
+@pytest.mark.parametrize("seed", range(3))
+def test_close_thresholds_are_decided_on_the_right_side(body: str, seed: int) -> None:
+    graph, ends = grow(CHAINS[body], seed=seed), box(seed, 0.3 + 0.1 * seed)
+    m = int(np.prod(graph.output_shape))
+    row = np.random.default_rng(seed).normal(size=m)
+    value, at = least(graph, ends, row)
+    gap = 3e-3 * (1 + abs(value))
+
+    below = split_neurons(problem(graph, ends, single(row, value - gap, m), suspect=None))
+    assert below.verdict is Verdict.HOLDS, below
+    assert 0 < below.margin <= gap * (1 + 1e-3)
+
+    above = split_neurons(problem(graph, ends, single(row, value + gap, m), 0.7))
+    assert above.verdict in (Verdict.TIMEOUT, Verdict.UNKNOWN)
+    assert above.margin <= 0 and 0 < above.open_share <= 1 and above.hardest
+    assert float(run(graph, at[None])[0] @ row) <= value + gap
+
+
+@pytest.mark.oracle
+def test_a_counterexample_is_found_where_planes_are_lowest() -> None:
+    graph, ends = grow(CHAINS["two layers"], seed=1), box(1, 0.8)
+    row = np.random.default_rng(1).normal(size=3)
+    value, _ = least(graph, ends, row)
+    bound = value + 0.05 * (1 + abs(value))
+    tried = list[np.ndarray]()
+
+    def suspect(x: np.ndarray) -> bool:
+        tried.append(x)
+        inside = (x >= ends[0]).all() and (x <= ends[1]).all()
+        return bool(inside and run(graph, x[None])[0] @ row <= bound)
+
+    found = split_neurons(problem(graph, ends, single(row, bound, 3), suspect=suspect))
+    assert found.verdict is Verdict.VIOLATED
+    assert tried
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("semantics", [Semantics.REAL, Semantics.FLOAT32])
+def test_every_clause_is_refuted(semantics: Semantics) -> None:
+    graph, ends = grow(CHAINS["three layers"], seed=2), box(2, 0.5)
+    rows = np.random.default_rng(3).normal(size=(4, 2))
+    values = [least(graph, ends, row)[0] for row in rows]
+    good = [[Row(r, v - 0.01 * (1 + abs(v)))] for r, v in zip(rows, values, strict=True)]
+    found = split_neurons(problem(graph, ends, Spec.unsafe(good, 2), semantics=semantics))
+    assert found.verdict is Verdict.HOLDS
+    bad = [*good[:3], [Row(rows[3], values[3] + 0.01 * (1 + abs(values[3])))]]
+    found = split_neurons(problem(graph, ends, Spec.unsafe(bad, 2), 2.0, semantics=semantics))
+    assert found.verdict is not Verdict.HOLDS
+
+
+def test_rows_are_combined_where_no_single_one_can_be_refuted() -> None:
+    b = Builder()
+    x = b.input("x", (2,))
+    rng = np.random.default_rng(0)
+    y = layer(b, b.add("relu", layer(b, x, 4, rng)), 1, rng)
+    graph = b.finish(b.add("concat", y, b.add("neg", y), axis=-1))
+    both = [Row([1.0, 0.0], -1e-3), Row([0.0, 1.0], -1e-3)]  # y < 0 and -y < 0
+    found = split_neurons(problem(graph, (-np.ones(2), np.ones(2)), Spec.unsafe([both], 2), 3.0))
+    assert found.verdict is Verdict.HOLDS
+    wrong = [Row([1.0, 0.0], 1e-3), Row([0.0, 1.0], 1e-3)]  # y about 0
+    found = split_neurons(problem(graph, (-np.ones(2), np.ones(2)), Spec.unsafe([wrong], 2), 1.0))
+    values = run(graph, rng.uniform(-1, 1, size=(20000, 2)))[:, 0]
+    assert values.min() < -1e-3 < 1e-3 < values.max()
+    assert found.verdict is not Verdict.HOLDS
+
+
+@pytest.mark.parametrize("body", [*SMOOTH, "arithmetic", "attention", "convolutional", "branched"])
+def test_what_samples_contradict_is_never_proved(body: str) -> None:
+    """And what is true by a wide margin of the samples is."""
+    graph, ends = grow(EVERY[body], (2,), seed=4), (np.full(2, -0.4), np.full(2, 0.3))
+    rng = np.random.default_rng(5)
+    grid = np.stack(np.meshgrid(*(np.linspace(a, b, 150) for a, b in zip(*ends, strict=True))), -1)
+    values = run(graph, grid.reshape(-1, 2))
+    row = rng.normal(size=values.shape[1])
+    reached = values @ row
+    spread = float(np.ptp(reached))
+    wrong = split_neurons(
+        problem(graph, ends, single(row, float(reached.min()) + 1e-3 * spread, 3), 1.0)
+    )
+    assert wrong.verdict is not Verdict.HOLDS
+    right = split_neurons(
+        problem(graph, ends, single(row, float(reached.min()) - 0.1 * spread, 3), 8.0)
+    )
+    assert right.verdict is Verdict.HOLDS, right
+
+
+def test_a_ball_is_no_box() -> None:
+    graph = grow(CHAINS["two layers"], seed=0)
+    region = L2(np.zeros(5), 0.5).batched((5,))
+    row = np.array([1.0, -0.5, 0.25])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20000, 5))
+    x *= 0.5 * rng.uniform(0, 1, size=(20000, 1)) ** 0.2 / np.linalg.norm(x, axis=1, keepdims=True)
+    low = float((run(graph, x) @ row).min())
+    for shift, right in ((-0.3, True), (1e-3, False)):
+        limits = Limits(deadline=time.monotonic() + (5.0 if right else 1.0))
+        asked = Problem(graph, region, single(row, low + shift, 3).rows(), limits=limits)
+        assert (split_neurons(asked).verdict is Verdict.HOLDS) == right
+
+
+# -- sub-problems ---------------------------------------------------------------------------------
+
+
+def random_domains(root: Root, x: np.ndarray, rng: np.random.Generator, depth: int) -> Domains:
+    """Sub-problems around points: splits of random elements, everything else random too."""
+    values = evaluate.run(root.fast, _inputs(root, x))
+    count = len(x)
+    steps = rng.choice(np.array(root.operands), size=(count, depth))
+    element, point, side = (np.zeros((count, depth), dtype=t) for t in (np.int64, float, np.int64))
+    for i in range(count):
+        for k in range(depth):
+            flat = values[steps[i, k]][i].flatten()
+            element[i, k] = rng.integers(len(flat))
+            side[i, k] = rng.choice([-1, 1])
+            away = np.float32(abs(rng.normal()) * 0.1)
+            at = float(np.float32(float(flat[element[i, k]]) - float(side[i, k] * away)))
+            point[i, k] = at
+    count_rows = root.clauses.used.shape[1]
+
+    def tensor(array: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(array))
+
+    return Domains(
+        tensor(rng.integers(len(root.clauses), size=count)),
+        tensor(rng.uniform(0, 1, size=(count, count_rows)).astype(np.float32)),
+        tensor(steps.astype(np.int64)),
+        tensor(element),
+        tensor(point),
+        tensor(side),
+        tensor(rng.exponential(0.5, size=(count, depth)).astype(np.float32)),
+        torch.ones(count, depth),
+        tensor(rng.uniform(-1, 2, size=(count, root.layout.size)).astype(np.float32)),
+        torch.full((count,), -np.inf, dtype=torch.float64),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count,), depth),
+    )
+
+
+def _inputs(root: Root, x: np.ndarray) -> tuple[torch.Tensor, ...]:
+    return (torch.from_numpy(x).to(root.fast.dtype).reshape(-1, *root.fast.shape(0)),)
+
+
+def check_margins(body: str, seed: int, rounds: int = 2) -> int:
+    """Proved margins against samples inside each sub-problem; how many samples there were."""
+    rng = np.random.default_rng(seed)
+    graph, ends = grow(EVERY[body], (3,), seed=seed), (np.full(3, -0.5), np.full(3, 0.5))
+    spec = Spec.unsafe(
+        [[Row(r, 0.1) for r in rng.normal(size=(2, 3))], [Row(rng.normal(size=3), -0.2)]], 3
+    )
+    root = prepare_root(problem(graph, ends, spec), Limits())
+    x = rng.uniform(-0.5, 0.5, size=(4000, 3)).astype(np.float32).astype(np.float64)
+    values = [v.flatten(1).numpy() for v in evaluate.run(root.exact, (torch.from_numpy(x),))]
+    seen = 0
+    for depth in range(rounds + 1):
+        domains = random_domains(root, x[:12], rng, depth)
+        margins = proved(root, domains).numpy()
+        for i in range(len(domains)):
+            inside = np.ones(len(x), dtype=bool)
+            for k in range(depth):
+                z = values[int(domains.step[i, k])][:, int(domains.element[i, k])]
+                inside &= (z - float(domains.point[i, k])) * int(domains.side[i, k]) >= 0
+            clause = int(domains.clause[i])
+            used = root.clauses.used[clause].numpy()
+            weight = domains.weight[i].double().numpy() * used
+            g = values[root.exact.output] @ root.clauses.y[clause].numpy().T
+            g = ((g - root.clauses.bound[clause].numpy()) @ weight) / weight.sum()
+            seen += int(inside.sum())
+            if inside.any():
+                assert margins[i] <= g[inside].min() + 1e-12, (body, seed, depth, i)
+    return seen
+
+
+@pytest.mark.parametrize("body", EVERY)
+def test_no_margin_is_above_a_sample_of_its_sub_problem(body: str) -> None:
+    assert check_margins(body, seed=11) > 1000
+
+
+def test_a_multiplier_of_the_wrong_sign_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bounding.split_rows
+
+    def wrong(program: Any, domains: Domains, beta: torch.Tensor, rows: Any) -> Any:
+        return real(program, replace(domains, side=-domains.side), beta, rows)
+
+    monkeypatch.setattr(bounding, "split_rows", wrong)
+    with pytest.raises(AssertionError):
+        for seed in range(3):
+            check_margins("mlp", seed)
+
+
+def test_a_missing_constant_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounding, "split_constants", lambda p, d, beta: torch.zeros_like(beta))
+    with pytest.raises(AssertionError):
+        for seed in range(4):
+            check_margins("mlp", seed)
+
+
+def test_a_clip_on_the_wrong_side_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bounding._clipped
+
+    def wrong(interval: Any, domains: Domains, index: int) -> Any:
+        return real(interval, replace(domains, side=-domains.side), index)
+
+    monkeypatch.setattr(bounding, "_clipped", wrong)
+    with pytest.raises(AssertionError):
+        for seed in range(3):
+            check_margins("mlp", seed)
+
+
+@pytest.mark.oracle
+def test_children_that_do_not_cover_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that lost the second half of every split would prove what is false."""
+    real = children.halves
+
+    def wrong(root: Root, domains: Domains, offer: Offers) -> Domains:
+        both = real(root, domains, offer)
+        first = both.take(slice(len(domains)))
+        return children.joined([first, first])
+
+    graph, ends = grow(CHAINS["two layers"], seed=0), box(0, 0.6)
+    row = np.random.default_rng(0).normal(size=3)
+    value, _ = least(graph, ends, row)
+    asked = single(row, value + 0.1 * (1 + abs(value)), 3)
+    honest = split_neurons(problem(graph, ends, asked, 1.0))
+    assert honest.verdict is not Verdict.HOLDS
+    monkeypatch.setattr(children, "halves", wrong)
+    assert split_neurons(problem(graph, ends, asked, 5.0)).verdict is Verdict.HOLDS
+
+
+def test_halves_keep_the_parents_plane_or_better() -> None:
+    """Both children hold the split, and no point of the parent is in neither."""
+    graph = grow(CHAINS["two layers"], seed=0)
+    root = prepare_root(problem(graph, box(0, 0.6), single(np.ones(3), 0.0, 3)), Limits())
+    parent = random_domains(root, np.zeros((3, 5)), np.random.default_rng(0), 1)
+    offer = Offers(
+        *(torch.tensor([[v]] * 3) for v in (root.operands[0], 2)),
+        torch.full((3, 1), 0.25),
+        *(torch.ones(3, 1) for _ in range(3)),
+    )
+    both = halves(root, parent, offer)
+    assert both.side[:, 1].tolist() == [-1] * 3 + [1] * 3
+    assert (both.point[:, 1] == 0.25).all() and (both.element[:, 1] == 2).all()
+    assert (both.depth == 2).all() and (both.step[:, 0] == parent.step[:, 0].repeat(2)).all()
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def proof() -> Findings:
+    graph, ends = grow(CHAINS["three layers"], seed=0), box(0, 0.7)
+    row = np.random.default_rng(0).normal(size=2)
+    value, _ = least(graph, ends, row)
+    return split_neurons(problem(graph, ends, single(row, value - 2e-3, 2)))
+
+
+@pytest.mark.oracle
+def test_a_proof_has_a_tree_with_multipliers_for_every_split_of_a_leaf() -> None:
+    found = proof()
+    assert found.verdict is Verdict.HOLDS and found.tree is not None
+    assert found.tree.leaves > 1
+    depths, pending = [], [0]
+    for step in found.tree.step:
+        depth = pending.pop()
+        if step == LEAF:
+            depths.append(depth)
+        else:
+            pending += [depth + 1, depth + 1]
+    assert [len(m) for m in found.tree.multipliers] == depths
+    assert all((m >= 0).all() for m in found.tree.multipliers)
+    assert found.margin == pytest.approx(found.tree.point[found.tree.step == LEAF].min())
+
+
+def test_time_runs_out_with_an_answer() -> None:
+    graph, ends = grow(BODIES["residual"], seed=3), (np.full(5, -1.0), np.full(5, 1.0))
+    values = run(graph, np.random.default_rng(0).uniform(-1, 1, size=(500, 5)))
+    asked = problem(graph, ends, single(np.eye(3)[0], float(values[:, 0].min()), 3), 1.0)
+    found = split_neurons(asked)
+    assert asked.limits.remaining() > 0
+    assert found.verdict is Verdict.TIMEOUT
+    assert found.hardest and found.reason and found.leaves > 1 and np.isfinite(found.margin)
+    assert split_neurons(problem(graph, ends, single(np.eye(3)[0], 0.0, 3), -1.0)).verdict is (
+        Verdict.TIMEOUT
+    )
