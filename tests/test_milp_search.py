@@ -326,3 +326,22 @@ def test_rows_that_mention_the_inputs():
             return bool(margins(base, p[None])[0, 0] + 0.5 * p[1] <= threshold)
 
         assert solve_milp(replace(base, rows=asked, suspect=suspect)).verdict is verdict
+
+
+def test_rounding_and_errors_are_paid_for_where_terms_cancel():
+    rng, none = np.random.default_rng(8), np.zeros(0)
+    curves = Curves(none, none, none)
+    for _ in range(200):
+        M, x = rng.normal(size=(2, 5)), rng.normal(size=5)
+        offset, weights = -(M @ x), rng.random(2) * 1e3
+        ranges = Ranges(x, x, none, none)
+        exact = sum(
+            Fraction(w) * (sum(Fraction(a) * Fraction(v) for a, v in zip(r, x, strict=True)) + b)
+            for w, r, b in zip(weights, M, map(Fraction, offset), strict=True)
+        )
+        sure = safe_lp_bound(Affine(M, offset, np.zeros(2)), curves, ranges, weights, none).bound
+        assert exact - Fraction(1e-9) < Fraction(sure) <= exact
+        error = rng.random(2)
+        rows = Affine(M, offset, error)
+        unsure = safe_lp_bound(rows, curves, ranges, weights, none).bound
+        assert unsure <= sure - (1 - 1e-12) * (weights @ error)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from certify.core.certificate import Verdict
 from certify.core.region import Region
 from certify.search.boxes import Frame
+from certify.search.milp import solve_milp, suits
 from certify.search.problem import Findings, Problem
 
 _FEW_INPUTS = 10  # halving boxes is worth more than halving neurons up to about here
 _SOME_INPUTS = 24  # and may still be worth a try up to here
+_ADVICE = 0.05  # share of the time for linear programs, whose points are often counterexamples
 _FIRST_TRY = 0.4  # share of the time for a first try that may fail
 
 
@@ -21,7 +23,7 @@ class Choice:
     """One search to run.
 
     Attributes:
-        name: ``"input"`` or ``"neuron"``.
+        name: ``"input"``, ``"neuron"`` or ``"milp"``.
         share: of the time left that it may take.
         why: in words.
     """
@@ -38,12 +40,14 @@ def choose(problem: Problem) -> list[Choice]:
         return [Choice("neuron", 1.0, "the region is no box, so its neurons are split")]
     if free <= _FEW_INPUTS:
         return [Choice("input", 1.0, f"{free} free inputs: boxes are halved and clipped")]
+    found = []
+    if problem.suspect is not None and suits(problem):
+        why = "few undecided neurons: a linear program often ends in a counterexample"
+        found.append(Choice("milp", _ADVICE, why))
     if free <= _SOME_INPUTS:
-        return [
-            Choice("input", _FIRST_TRY, f"{free} free inputs: boxes are halved first"),
-            Choice("neuron", 1.0, "then neurons are split"),
-        ]
-    return [Choice("neuron", 1.0, f"{free} free inputs are too many to halve: neurons are split")]
+        found.append(Choice("input", _FIRST_TRY, f"{free} free inputs: boxes are halved first"))
+    found.append(Choice("neuron", 1.0, f"{free} free inputs are many: neurons are split"))
+    return found
 
 
 def search(problem: Problem, explain: Callable[[str], None]) -> Findings:
@@ -51,14 +55,14 @@ def search(problem: Problem, explain: Callable[[str], None]) -> Findings:
     best: Findings | None = None
     choices = choose(problem)
     for number, choice in enumerate(choices):
-        explain(f"search by {choice.name} splits: {choice.why}")
+        explain(f"search by {_SEARCHES[choice.name]}: {choice.why}")
         left = problem.limits.remaining()
         until = problem.limits.deadline
         if number + 1 < len(choices):
             until = time.monotonic() + choice.share * left
         limits = replace(problem.limits, deadline=until)
         found = _run(choice.name, replace(problem, limits=limits))
-        explain(f"search by {choice.name} splits: {outcome_words(found)}")
+        explain(f"search by {_SEARCHES[choice.name]}: {outcome_words(found)}")
         if found.verdict in (Verdict.HOLDS, Verdict.VIOLATED):
             return found
         if best is None or found.margin > best.margin:
@@ -70,7 +74,12 @@ def search(problem: Problem, explain: Callable[[str], None]) -> Findings:
     return best
 
 
+_SEARCHES = {"input": "input splits", "neuron": "neuron splits", "milp": "linear programs"}
+
+
 def _run(name: str, problem: Problem) -> Findings:
+    if name == "milp":
+        return solve_milp(problem)
     if name == "input":
         from certify.search.input_split import split_inputs
 

@@ -46,7 +46,9 @@ class Pace:
 class _Group:
     """One variable tensor ``(N, k)`` with Adam's moments, its range, and what a step of 1 means."""
 
-    def __init__(self, value: Tensor, rate: float, low: Tensor, high: Tensor, reach: Tensor):
+    def __init__(
+        self, value: Tensor, rate: float, low: Tensor, high: Tensor, reach: Tensor
+    ) -> None:
         self.value = value.clone().requires_grad_()
         self.best = value.clone()
         self.rate, self.low, self.high, self.reach = rate, low, high, reach

@@ -1,8 +1,8 @@
 """Bounds of sub-problems: intervals where splits hold, and the rows with their multipliers.
 
-A split ``z >= s`` enters twice: it clips the interval of z, and a multiplier ``beta >= 0`` subtracts
-``beta (z - s) >= 0`` from the bounded row (beta-CROWN, Wang et al. 2021, section 3.1), which is a
-row entry at the step of z and a constant. ``z <= s`` likewise with the other sign.
+A split ``z >= s`` enters twice: it clips the interval of z, and a multiplier ``beta >= 0``
+subtracts ``beta (z - s) >= 0`` from the bounded row (beta-CROWN, Wang et al. 2021, section 3.1),
+which is a row entry at the step of z and a constant. ``z <= s`` likewise with the other sign.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tightened(root: Root, domains: Domains) -> Known:
     """
     program = root.fast if root.fast.exact else root.exact
     count = len(domains)
-    split = {int(i) for i in domains.step.unique().tolist() if i != NONE}
+    split = domains.steps
     region = _region(root, domains, split)
     if region.batch != count:
         region = region.rows([0] * count)
@@ -67,9 +67,7 @@ def tightened(root: Root, domains: Domains) -> Known:
     return tighten(program, region, plan, root.problem.semantics, root.limits).bounds
 
 
-def opened(
-    root: Root, domains: Domains, known: Known | None = None, *, rigorous: bool
-) -> Opened:
+def opened(root: Root, domains: Domains, known: Known | None = None, *, rigorous: bool) -> Opened:
     """Intervals of every step where the splits of each sub-problem hold.
 
     Args:
@@ -78,7 +76,7 @@ def opened(
     program = root.exact if rigorous else root.fast
     semantics = root.problem.semantics if rigorous else Semantics.SEARCH
     count = len(domains)
-    split = {int(i) for i in domains.step.unique().tolist() if i != NONE}
+    split = domains.steps
     region = _region(root, domains, split)
     state = State(program, region, semantics, root.limits, [None] * len(program.steps))
     empty = torch.zeros(count, dtype=torch.bool, device=program.device)
@@ -159,16 +157,14 @@ def split_rows(
 ) -> dict[int, Tensor]:
     """``rows`` with the multipliers ``beta (N, D)`` of all splits; differentiable in ``beta``."""
     found = dict(rows)
-    for index in domains.step.unique().tolist():
-        if index == NONE or index in program.inputs:  # a box is minimised over exactly
-            continue
-        shape = program.shape(int(index))
+    for index in domains.steps - set(program.inputs):  # a box is minimised over exactly
+        shape = program.shape(index)
         here = domains.step == index
         entry = torch.where(here, -domains.side * beta, 0.0)
         element = torch.where(here, domains.element, 0)
         flat = beta.new_zeros(len(domains), math.prod(shape))
         part = flat.scatter_add(1, element, entry).reshape(-1, 1, *shape)
-        found[int(index)] = found[int(index)] + part if index in found else part
+        found[index] = found[index] + part if index in found else part
     return found
 
 

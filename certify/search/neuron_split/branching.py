@@ -195,7 +195,7 @@ def _coefficients(
 def _by_width(
     anatomy: Anatomy, step: Step, operand: int, pair: tuple[Interval, Interval]
 ) -> _Found:
-    """For operators without lines of their own: the width cut off, times the largest coefficient."""
+    """For operators without lines: the width cut off, times the largest coefficient."""
     a = _flat(anatomy.at[step.index]).abs().amax(1, keepdim=True)
     left, right = (_flat(b.upper - b.lower) for b in pair)
     none = torch.zeros_like(left)

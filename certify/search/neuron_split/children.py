@@ -33,7 +33,8 @@ def _half(root: Root, domains: Domains, offer: Offers, side: int) -> Domains:
 
     def put(name: str, value: Tensor) -> Tensor:
         old = getattr(wide, name)
-        return old.scatter(1, at, value.to(old.dtype))
+        changed: Tensor = old.scatter(1, at, value.to(old.dtype))
+        return changed
 
     return replace(
         wide,

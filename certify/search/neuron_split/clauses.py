@@ -47,7 +47,7 @@ class Clauses:
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        strict = np.where(used, rows.strict[place], True).all(axis=1)
+        strict = np.asarray((rows.strict[place] | ~used).all(axis=1))
         return cls(
             tensor(rows.y[0][place]),
             None if rows.x is None else tensor(rows.x[0][place]),

@@ -44,6 +44,12 @@ class Domains:
     def __len__(self) -> int:
         return len(self.clause)
 
+    @property
+    def steps(self) -> set[int]:
+        """Every step that is split anywhere."""
+        found: list[int] = self.step.flatten().tolist()
+        return set(found) - {NONE}
+
     def take(self, index: Tensor | slice) -> Domains:
         """The sub-problems named by an index or a mask."""
         return Domains(*(getattr(self, f.name)[index] for f in fields(self)))

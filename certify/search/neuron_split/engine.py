@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from certify.bounds.budget import OutOfTime
 from certify.bounds.selftest import check_arithmetic
@@ -39,7 +40,7 @@ _LARGEST = 1024  # sub-problems in a round
 _COPIES = 40  # tensors of the largest size alive at once per sub-problem
 _CHOICES = 3  # splits tried by each of both estimates
 
-_SMALL = 512  # elements before nonlinearities: up to here, bounds of their own pay for every part
+_SMALL = 160  # inputs and elements before nonlinearities; below, more work on each part pays
 _ROOT = Pace(iterations=40)
 
 
@@ -83,7 +84,8 @@ class _Search:
         self.leaves, self.size, self.said = 0, 4, time.monotonic()
         self.pace = Pace()
         program = root.fast
-        self.small = sum(math.prod(program.shape(i)) for i in root.operands) <= _SMALL
+        wide = (*root.operands, *program.inputs)
+        self.small = sum(math.prod(program.shape(i)) for i in wide) <= _SMALL
         self.counts: Counter[str] = Counter()
 
     def run(self) -> Findings:
@@ -129,7 +131,17 @@ class _Search:
         worst = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
         zero = torch.zeros_like(numbers)
         return Domains(
-            numbers, weight, whole, whole, none.double(), whole, none, none, slopes, worst, zero,
+            numbers,
+            weight,
+            whole,
+            whole,
+            none.double(),
+            whole,
+            none,
+            none,
+            slopes,
+            worst,
+            zero,
             zero,
         )
 
@@ -199,7 +211,9 @@ class _Search:
         better = again > margin[index]
         beta = domains.beta.clone()
         beta[index] = torch.where(better[:, None], tried.beta, beta[index])
-        return replace(domains, beta=beta), margin.index_copy(0, index, again.maximum(margin[index]))
+        return replace(domains, beta=beta), margin.index_copy(
+            0, index, again.maximum(margin[index])
+        )
 
     def _settle(self, domains: Domains) -> None:
         """Refuted sub-problems become leaves, the others stay open."""
@@ -214,8 +228,13 @@ class _Search:
     def _close(self, leaves: Domains) -> None:
         if self.tree is None:
             return
-        rows = zip(leaves.node.tolist(), leaves.margin.tolist(), leaves.depth.tolist(),
-                   leaves.beta.cpu().numpy().astype(np.float32), strict=True)
+        rows = zip(
+            leaves.node.tolist(),
+            leaves.margin.tolist(),
+            leaves.depth.tolist(),
+            leaves.beta.cpu().numpy().astype(np.float32),
+            strict=True,
+        )
         for node, margin, depth, beta in rows:
             self.tree.close(node, margin, beta[:depth].copy())
 
@@ -260,7 +279,13 @@ class _Search:
         if verdict is Verdict.HOLDS and self.tree is not None:
             tree = self.tree.finished()
         return Findings(
-            verdict, margin, min(1.0, share), self.leaves, hardest, reason, tree,
+            verdict,
+            margin,
+            min(1.0, share),
+            self.leaves,
+            hardest,
+            reason,
+            tree,
             dict(self.counts),
         )
 
@@ -285,8 +310,13 @@ def in_words(graph: Graph, domains: Domains) -> str:
     for k in range(min(_SHOWN, used)):
         node = graph.nodes[int(domains.step[0, k])].name
         sign = ">=" if int(domains.side[0, k]) > 0 else "<="
-        found.append(f"{node}[{int(domains.element[0, k])}] {sign} {float(domains.point[0, k]):.6g}")
+        found.append(
+            f"{node}[{int(domains.element[0, k])}] {sign} {float(domains.point[0, k]):.6g}"
+        )
     more = f" and {used - _SHOWN} more splits" if used > _SHOWN else ""
     where = " and ".join(found) if found else "the whole region"
-    return f"clause {int(domains.clause[0])} where {where}{more}" if found else (
-        f"clause {int(domains.clause[0])} on {where}")
+    return (
+        f"clause {int(domains.clause[0])} where {where}{more}"
+        if found
+        else (f"clause {int(domains.clause[0])} on {where}")
+    )

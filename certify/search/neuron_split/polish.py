@@ -16,7 +16,7 @@ from torch import Tensor
 from certify.bounds.crown import State
 from certify.bounds.planes import input_box, planes
 from certify.search.neuron_split.bounding import Known, opened
-from certify.search.neuron_split.domains import NONE, Domains
+from certify.search.neuron_split.domains import Domains
 from certify.search.neuron_split.root import Chooser, Root
 
 _LARGEST_SUM = 1e4  # of all multipliers, in units of the row's largest coefficient
@@ -52,16 +52,14 @@ def _half_spaces(root: Root, state: State, domains: Domains, k: int) -> tuple[Te
     like = torch.empty(0, dtype=program.dtype, device=program.device)
     size = sum(int(np.prod(program.shape(i))) for i in program.inputs)
     A, b = like.new_zeros(count, size), like.new_zeros(count)
-    for index in domains.step[:, k].unique().tolist():
-        if index == NONE or index in program.inputs:
-            continue
+    for index in domains.steps - set(program.inputs):
         here = domains.step[:, k] == index
-        shape = program.shape(int(index))
+        shape = program.shape(index)
         flat = like.new_zeros(count, int(np.prod(shape)))
         element = torch.where(here, domains.element[:, k], 0)[:, None]
         side = domains.side[:, k].to(flat)
         flat.scatter_(1, element, -side[:, None])  # a lower plane of -side z
-        found = planes(state, {int(index): flat.reshape(count, 1, *shape)})
+        found = planes(state, {index: flat.reshape(count, 1, *shape)})
         point = side * domains.point[:, k].to(flat)
         A = torch.where(here[:, None], -found.A[:, 0], A)
         b = torch.where(here, -found.b[:, 0] - point, b)

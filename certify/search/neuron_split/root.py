@@ -211,7 +211,9 @@ def _outward(bounds: list[Interval | None], dtype: torch.dtype) -> list[Interval
     """Bounds in another precision, rounded outward; everything defined."""
 
     return [
-        None if b is None else Interval(narrowed(b.lower, dtype, -np.inf), narrowed(b.upper, dtype, np.inf))
+        None
+        if b is None
+        else Interval(narrowed(b.lower, dtype, -np.inf), narrowed(b.upper, dtype, np.inf))
         for b in bounds
     ]
 

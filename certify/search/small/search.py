@@ -20,7 +20,7 @@ from certify.search.small.magnitude import may_overflow
 from certify.search.small.memory import Memory, Question
 from certify.search.small.network import enabled, lower
 
-MOST_FREE = 20  # inputs; halving more of them seldom ends
+MOST_FREE = 32  # inputs; halving more of them seldom ends
 _SLICE = 0.05  # seconds between looks at the clock
 _MOST_BOXES = 2**16  # of one slice
 _FIRST = 128  # boxes before the first attack
