@@ -303,7 +303,7 @@ MUTATIONS = (
     ),
     Mutation(
         "verdict: plain floats prove",
-        f"{BOUNDS}/rounding.py",
+        f"{CORE}/semantics.py",
         "return self is not Semantics.SEARCH",
         "return False",
         (ROUNDING, ANSWERS),

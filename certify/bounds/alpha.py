@@ -49,7 +49,7 @@ class Alpha:
 
     iterations: int = 40
     rate: float = 0.5
-    decay: float = 1.0
+    decay: float = 0.98
     settled: float = 0.0001
     unit_iterations: int = 40
 

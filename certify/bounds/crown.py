@@ -7,6 +7,7 @@ slopes optimised for each element that remains so. The intersection is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,8 @@ from certify.ops.record import Interval, Relaxation
 
 if TYPE_CHECKING:
     from certify.bounds.alpha import Alpha
+
+_RELAX_OPERATIONS = 64.0  # floating-point operations per element of a relaxation, about
 
 Slopes = Mapping[int, tuple[Tensor, ...]]  # by step index; (B, R or 1, *shape) each
 
@@ -108,7 +111,8 @@ class State:
         """The default relaxation of a nonlinear step on its current bounds."""
         found = self.relaxations.get(step.index)
         if found is None:
-            found = step.curve.relax(step.site, None, *step.operands(self.bounds))
+            with threads_for(_RELAX_OPERATIONS * self.region.batch * math.prod(step.site.shape)):
+                found = step.curve.relax(step.site, None, *step.operands(self.bounds))
             self.relaxations[step.index] = found
         return found
 

@@ -31,7 +31,7 @@ def relax_rows(rows: Any, lines: Lines, cost: Tensor | None) -> tuple[Any, Tenso
     if (
         len(lines.low) != 1
         or lines.site.shapes[0] != lines.site.shape
-        or not kernels.usable(values, *given)
+        or not kernels.usable(values[0], *given)  # one call per example
     ):
         return None
     zero = values.new_zeros((1, 1) + (1,) * len(lines.site.shape))
@@ -84,7 +84,7 @@ def dot_rows(
 
 def _worth_it(rows: Any) -> bool:
     """Windows always: written out densely they would be many times as large."""
-    return isinstance(rows, PatchRows) or (isinstance(rows, Tensor) and kernels.usable(rows))
+    return isinstance(rows, PatchRows) or (isinstance(rows, Tensor) and kernels.usable(rows[0]))
 
 
 class _Order:

@@ -24,6 +24,7 @@ from certify.search.neuron_split.anatomy import Anatomy
 from certify.search.neuron_split.root import Root
 
 _TINY = 1e-9  # share of an interval's width that breaks ties
+_FEW_INPUTS = 16  # up to here, inputs compete with the operands of coupled functions
 _NOTHING = 1e-6  # share of a plane's spread below which splitting neurons promises nothing
 
 
@@ -64,6 +65,7 @@ class _Estimate:
 def offers(root: Root, anatomy: Anatomy, count: int) -> Offers:
     """The most promising splits: ``count`` by estimated gain and ``count`` by the gap closed."""
     found = [e for o in root.operands for e in _estimates(anatomy, o)]
+    neurons = sum(e.gain.shape[1] for e in found)
     if root.box:
         worth = torch.stack([e.gain.maximum(e.gap).amax(1) for e in found]) if found else None
         found += list(_inputs(root, anatomy, None if worth is None else worth.amax(0)))
@@ -75,6 +77,9 @@ def offers(root: Root, anatomy: Anatomy, count: int) -> Offers:
     )
     size = min(count, gain.shape[1])
     picked = torch.cat([score.topk(size, 1).indices for score in (gain, gap)], 1)
+    if neurons < gain.shape[1]:  # estimates of neurons and inputs cannot be compared
+        inputs = neurons + gain[:, neurons:].argmax(1, keepdim=True)
+        picked = torch.cat([picked, inputs], 1)
     step = torch.where(gain == -torch.inf, -1, step)
     return Offers(*(t.gather(1, picked) for t in (step, element, point, left, right, scale)))
 
@@ -221,13 +226,16 @@ def _inputs(root: Root, anatomy: Anatomy, worth: Tensor | None) -> Iterator[_Est
     lower, upper = input_box(state)
     spread = (anatomy.plane.abs() * (upper - lower)).sum(1)
     needed = torch.ones_like(spread).bool() if worth is None else worth <= _NOTHING * spread
+    steps = [state.program.steps[i] for i in anatomy.at]
+    coupled = any(s is not None and not s.curve.elementwise for s in steps)
+    few = coupled and int((upper > lower).sum(1).max()) <= _FEW_INPUTS
     for index in state.program.inputs:
         low, high = (_flat(t) for t in state.box(index))
         middle = 0.5 * low + 0.5 * high
         possible = (low < middle) & (middle < high)
         size = anatomy.plane[:, start : start + low.shape[1]].abs()
         start += low.shape[1]
-        direct = any(
+        direct = few or any(
             s is not None and not s.affine
             for s in (state.program.steps[i] for i in state.program.consumers[index])
         )

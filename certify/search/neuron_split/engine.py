@@ -36,6 +36,8 @@ from certify.search.problem import Findings, Problem
 
 _RESERVE = (0.2, 0.05)  # seconds, and share of the time left, kept for the answer
 _ROUND = 2.0  # seconds a round may take
+_CHEAPER = 0.8  # of the last round's seconds per sub-problem
+_LONGEST = 0.2  # share of the time left that a round may take
 _LARGEST = 1024  # sub-problems in a round
 _COPIES = 40  # tensors of the largest size alive at once per sub-problem
 _CHOICES = 3  # splits tried by each of both estimates
@@ -82,6 +84,7 @@ class _Search:
         self.tree: Tree | None = None
         self.proved, self.violated = np.inf, False
         self.leaves, self.size, self.said = 0, 4, time.monotonic()
+        self.each = np.inf  # seconds a sub-problem took in the last round
         self.pace = Pace()
         program = root.fast
         wide = (*root.operands, *program.inputs)
@@ -250,10 +253,15 @@ class _Search:
         return max(1, min(self.size, self._most() // 2))
 
     def _learn(self, count: int, seconds: float) -> None:
-        """Larger rounds while they are short."""
-        limit = min(_ROUND, 0.1 * max(0.1, self.root.limits.remaining()))
-        per = seconds / count
-        self.size = max(1, min(2 * max(count, self.size // 2, 1), int(limit / per), _LARGEST))
+        """Larger rounds while they are short, or while that makes each sub-problem cheaper."""
+        left = max(0.1, self.root.limits.remaining())
+        each = seconds / count
+        cheaper = each < _CHEAPER * self.each and seconds < _LONGEST * left
+        if seconds <= min(_ROUND, 0.1 * left) or cheaper:
+            self.size = min(_LARGEST, max(self.size, 2 * count))
+        else:
+            self.size = max(2, int(count * max(0.5, min(_ROUND, 0.1 * left) / seconds)))
+        self.each = each
 
     # -- reports ------------------------------------------------------------------------------
 
