@@ -108,7 +108,7 @@ def _images(kind: str, rng: np.random.Generator, outputs: int) -> tuple[list[Any
     if kind == "max-pool":
         pool, shape_now = _pool(shape_now)
         layers.append(pool)
-    else:
+    elif min(shape_now[2:]) >= 2:
         second = _convolution(rng, shape_now, 2, 1)
         layers += [second[0], Pointwise("Relu")]
         shape_now = second[1]

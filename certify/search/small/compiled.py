@@ -64,6 +64,9 @@ def load(question: Question) -> None:
         step(question, Memory(question), 1)
 
 
+_GIVEN_UP: list[bool] = []  # compiling did not end in time once: not tried again in this process
+
+
 def ready(seconds: float) -> bool:
     """Whether the compiled search is in its cache, or can be put there in time.
 
@@ -72,11 +75,13 @@ def ready(seconds: float) -> bool:
     """
     if _cached():
         return True
+    if _GIVEN_UP:
+        return False
     command = [sys.executable, "-c", "from certify.search.small import compiled; compiled.warm()"]
     try:
         subprocess.run(command, timeout=max(0.1, seconds), check=False, capture_output=True)
     except (subprocess.TimeoutExpired, OSError):
-        return False
+        _GIVEN_UP.append(True)
     return _cached()
 
 
