@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,12 +14,13 @@ from certify.bounds.alpha import Alpha
 from certify.bounds.decide import Decision, Means, decide
 from certify.core.certificate import Counterexample, Verdict
 from certify.core.graph import Graph
+from certify.core.split_tree import SplitTree
 from certify.ops.record import Interval
 from certify.search.attack import AttackSettings, attack
 from certify.search.outcome import Proof
 from certify.search.problem import Findings, Problem
 from certify.search.replay import confirm
-from certify.search.strategy import search
+from certify.search.strategy import outcome_words, search
 from certify.search.target import Target
 from certify.settings import Options
 from certify.targets import groups, question
@@ -39,6 +40,7 @@ class Climb:
         found: the counterexample that ended the run.
         last: the stage that ran last, and ``cost`` its seconds.
         stuck: what a search that did not decide came to.
+        trees: proofs by cases from elsewhere, to take up first; nothing in them is believed.
     """
 
     graph: Graph
@@ -52,6 +54,7 @@ class Climb:
     last: str = "none"
     cost: float = 0.0
     stuck: Findings | None = None
+    trees: Mapping[tuple[int, int], tuple[SplitTree, ...]] = field(default_factory=dict)
 
     def attack(self, settings: AttackSettings, seconds: float, count: int | None = None) -> None:
         """Look for a counterexample in the open targets, the least robust first."""
@@ -142,15 +145,26 @@ class Climb:
         """Decide the open targets completely, the least robust first."""
         self.last = "search"
         for target in sorted(self.open, key=lambda t: self.margins.get(t.key, 0.0)):
-            found = search(self._problem(target), self.options.explained)
+            found = self._searched(target)
             self.margins[target.key] = found.margin
             if found.verdict is Verdict.HOLDS:
-                self.proofs[target.key] = Proof("search", tree=found.tree)
+                self.proofs[target.key] = Proof("search", trees=found.trees)
             elif found.verdict is not Verdict.VIOLATED:
                 self.stuck = found
             if found.verdict is not Verdict.HOLDS:
                 break
         self.open = [t for t in self.open if t.key not in self.proofs]
+
+    def _searched(self, target: Target) -> Findings:
+        problem, trees = self._problem(target), self.trees.get(target.key)
+        if trees:
+            from certify.search.leaves import prove_trees  # late: only a second look needs it
+
+            found = prove_trees(problem, trees)
+            self.options.explained(f"search from {len(trees)} trees: {outcome_words(found)}")
+            if found.verdict is Verdict.HOLDS:
+                return found
+        return search(problem, self.options.explained)
 
     def _problem(self, target: Target) -> Problem:
         spec = target.spec.only(target.example)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +16,12 @@ from certify.bounds.decide import Means
 from certify.bounds.program import prepare
 from certify.bounds.rounding import unguaranteed
 from certify.climb import Climb, is_memory
-from certify.core.certificate import Verdict
+from certify.core.certificate import Evidence, Verdict
 from certify.core.claim import Case
 from certify.core.errors import UsageError
 from certify.core.graph import Graph
 from certify.core.semantics import Semantics
+from certify.core.split_tree import SplitTree
 from certify.search.attack import AttackSettings
 from certify.search.outcome import Outcome
 from certify.search.problem import Findings
@@ -28,23 +29,32 @@ from certify.search.strategy import free_inputs
 from certify.search.target import Target
 from certify.settings import Options
 
+Trees = Mapping[tuple[int, int], tuple[SplitTree, ...]]
+
 _LOOKED_AT_FIRST = 32  # targets attacked before any bound
 _ATTACK_SECONDS = 20.0  # the last attack gives up after this long
 _SPLIT_AT_ONCE = 10  # up to this many free inputs, halving boxes beats optimising slopes
 
 
-def climb(graph: Graph, targets: list[Target], options: Options, deadline: float) -> Outcome:
+def climb(
+    graph: Graph,
+    targets: list[Target],
+    options: Options,
+    deadline: float,
+    trees: Trees | None = None,
+) -> Outcome:
     """Decide all targets, or say why not.
 
     Args:
         deadline: as `time.monotonic` tells it.
+        trees: proofs by cases to take up first, by target key.
 
     Raises:
         UsageError: a device was asked for that is not there.
     """
     limits = Limits(options.memory, deadline)
     means = Means(Semantics(options.semantics), _device(options.device), limits)
-    run = Climb(graph, options, means, list(targets))
+    run = Climb(graph, options, means, list(targets), trees=trees or {})
     if _overflows(run):
         return _outcome(
             run,
@@ -96,13 +106,18 @@ def _decided(run: Climb) -> Outcome:
 
 
 def prove_again(
-    graph: Graph, case: Case, method: str, semantics: str, seconds: float
+    graph: Graph, case: Case, evidence: Evidence, semantics: str, seconds: float
 ) -> tuple[bool, float]:
-    """Whether one method alone proves a case, and the smallest margin it finds.
+    """Whether the evidence's method alone proves a case, and the smallest margin it finds.
 
     Args:
+        evidence: of a search, its trees are where the search is taken up again.
         seconds: that a search may take; bounds alone take what they need.
+
+    Raises:
+        BadInput: the trees do not fit the case.
     """
+    method = evidence.method
     targets = [
         Target(
             0, i, case.region if case.region.batch == 1 else case.region.rows([i]), case.spec, None
@@ -111,7 +126,8 @@ def prove_again(
     ]
     if method == "search":
         options = Options(seconds, semantics=semantics, attack=False)
-        found = climb(graph, targets, options, time.monotonic() + seconds)
+        trees = {(0, i): every for i, every in enumerate(evidence.trees)}
+        found = climb(graph, targets, options, time.monotonic() + seconds, trees)
         return found.verdict is Verdict.HOLDS, -np.inf if found.margin is None else found.margin
     options = Options(method=method, semantics=semantics, attack=False)
     run = Climb(graph, options, Means(Semantics(semantics)), targets)

@@ -86,12 +86,16 @@ def _holds_again(certificate: Certificate, network: Graph) -> Report:
 
     if not certificate.evidence:
         return Report(False, "the certificate says that its claim holds and brings no evidence")
-    methods = [evidence.method for evidence in certificate.evidence]
     margin = math.inf
     seconds = _PATIENCE * max(certificate.provenance.seconds, 1.0)
     arithmetic = certificate.guarantee.arithmetic
-    for number, (case, method) in enumerate(zip(certificate.claim.cases, methods, strict=True)):
-        proved, found = prove_again(network, case, method, arithmetic, seconds)
+    pairs = zip(certificate.claim.cases, certificate.evidence, strict=True)
+    for number, (case, evidence) in enumerate(pairs):
+        method = evidence.method
+        try:
+            proved, found = prove_again(network, case, evidence, arithmetic, seconds)
+        except BadInput as problem:
+            return Report(False, f"case {number}: {problem}")
         margin = min(margin, found)
         if not proved:
             return Report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from certify.core.certificate import Certificate, Evidence, Guarantee, Verdict
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from certify.importers.vnnlib import VnnlibQuery
     from certify.search.outcome import Outcome
     from certify.search.target import Target
+
+_LARGEST_TREES = 2**25  # bytes of all proofs by cases in a certificate
 
 
 def verify(
@@ -174,6 +177,23 @@ def _evidence(outcome: Outcome, cases: tuple[Case, ...]) -> tuple[Evidence, ...]
         rows = [p.margins for p in mine if p.margins is not None]
         margins = np.stack(rows) if len(rows) == len(mine) else None
         slopes = mine[0].slopes if len(mine) == 1 else {}
-        trees = tuple(p.tree for p in mine)
+        trees = tuple(p.trees for p in mine)
         found.append(Evidence(methods[-1], slopes, margins, trees if any(trees) else ()))
-    return tuple(found)
+    return _kept(tuple(found))
+
+
+def _kept(evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """Evidence without the slopes of its trees, or without the trees, where they are too large."""
+
+    def size(every: tuple[Evidence, ...]) -> int:
+        return sum(t.size for e in every for trees in e.trees for t in trees)
+
+    if size(evidence) <= _LARGEST_TREES:
+        return evidence
+    evidence = tuple(
+        replace(e, trees=tuple(tuple(t.without_slopes() for t in trees) for trees in e.trees))
+        for e in evidence
+    )
+    if size(evidence) <= _LARGEST_TREES:
+        return evidence
+    return tuple(replace(e, trees=()) for e in evidence)

@@ -341,7 +341,8 @@ def test_the_work_list_gives_back_what_it_was_given() -> None:
     work = WorkList(limit=150, block=16)
     given = generator.random((300, 2))
     for part in np.split(given, 10):
-        work.push(Boxes(part, part + 1, np.ones((30, 1), bool), part[:, 0], np.zeros(30, np.int64)))
+        numbers = np.zeros((2, 30), np.int64)
+        work.push(Boxes(part, part + 1, np.ones((30, 1), bool), part[:, 0], *numbers))
     worst = work.worst()
     assert worst is not None and worst.margin[0] == given[:, 0].min()
     found = []
@@ -367,7 +368,7 @@ def test_a_box_keeps_what_any_open_clause_leaves() -> None:
         np.ones((1, 1)),
         np.ones((1, 2), bool),
         np.array([-np.inf]),
-        np.zeros(1, np.int64),
+        *np.zeros((2, 1), np.int64),
     )
     cuts = Cuts(np.array([[[1.0], [-1.0]]]), np.array([[-0.25, 0.75]]))
     found = Judge(spec.rows()).settle(boxes, np.full((1, 2), -np.inf), cuts)
@@ -393,7 +394,9 @@ def test_halves_cover_their_box() -> None:
     frame = Frame.of(region)
     assert frame is not None
     nothing = Cuts(generator.normal(size=(50, 1, 3)), np.full((50, 1), -np.inf))
-    boxes = Boxes(lower, upper, np.ones((50, 1), bool), np.full(50, -1.0), np.zeros(50, np.int64))
+    boxes = Boxes(
+        lower, upper, np.ones((50, 1), bool), np.full(50, -1.0), *np.zeros((2, 50), np.int64)
+    )
     halves = _Search(problem, frame)._split(boxes, nothing, np.ones((50, 1), bool))
     assert halves is not None and len(halves) == 100
     for i in range(50):

@@ -204,18 +204,12 @@ def proof() -> Findings:
 @pytest.mark.oracle
 def test_a_proof_has_a_tree_with_multipliers_for_every_split_of_a_leaf() -> None:
     found = proof()
-    assert found.verdict is Verdict.HOLDS and found.tree is not None
-    assert found.tree.leaves > 1
-    depths, pending = [], [0]
-    for step in found.tree.step:
-        depth = pending.pop()
-        if step == LEAF:
-            depths.append(depth)
-        else:
-            pending += [depth + 1, depth + 1]
-    assert [len(m) for m in found.tree.multipliers] == depths
-    assert all((m >= 0).all() for m in found.tree.multipliers)
-    assert found.margin == pytest.approx(found.tree.point[found.tree.step == LEAF].min())
+    assert found.verdict is Verdict.HOLDS
+    (tree,) = found.trees
+    assert tree.leaves > 1
+    assert len(tree.multipliers) == sum(len(path) for path in tree.paths())
+    assert (tree.multipliers >= 0).all()
+    assert found.margin == pytest.approx(tree.point[tree.step == LEAF].min())
 
 
 def test_time_runs_out_with_an_answer() -> None:

@@ -9,9 +9,10 @@ from certify.core.errors import BadInput
 from certify.core.split_tree import LEAF, SplitTree
 
 
-def _tree(steps: list[int], multipliers: tuple[np.ndarray, ...] = ()) -> SplitTree:
+def _tree(steps: list[int], multipliers: int = 0) -> SplitTree:
     step = np.array(steps, dtype=np.int32)
-    return SplitTree(step, np.zeros_like(step), np.zeros(len(step)), multipliers)
+    numbers = np.zeros(multipliers, dtype=np.float32)
+    return SplitTree(step, np.zeros_like(step), np.zeros(len(step)), numbers)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,17 @@ def test_a_missing_or_extra_child_is_refused(steps: list[int]) -> None:
         _tree(steps)
 
 
-def test_multipliers_come_one_list_per_leaf() -> None:
-    _tree([2, LEAF, LEAF], (np.zeros(1), np.zeros(1)))
-    with pytest.raises(BadInput, match="multipliers"):
-        _tree([2, LEAF, LEAF], (np.zeros(1),))
+def test_multipliers_come_one_per_leaf_and_split_above_it() -> None:
+    _tree([2, 3, LEAF, LEAF, LEAF], 5)
+    for wrong in (2, 4, 6):
+        with pytest.raises(BadInput, match="multipliers"):
+            _tree([2, 3, LEAF, LEAF, LEAF], wrong)
+
+
+def test_paths_name_every_split_above_a_leaf_and_its_side() -> None:
+    tree = _tree([2, 3, LEAF, LEAF, 4, LEAF, LEAF])
+    assert [list(p) for p in tree.paths()] == [[0, 1], [0, ~1], [~0, 4], [~0, ~4]]
+    assert [list(p) for p in _tree([LEAF]).paths()] == [[]]
 
 
 def test_arrays_of_different_lengths_are_refused() -> None:

@@ -108,13 +108,14 @@ class Evidence:
         method: that proved the case.
         slopes: optimised slopes by node name, each ``(B, R or 1, *shape)``.
         margins: proved lower bounds of the rows, ``(B, R)``; None where they are not known.
-        trees: proofs by cases, one per example, None where bounds alone sufficed; or none at all.
+        trees: proofs by cases: per example one tree per clause, () where bounds alone sufficed or
+            the trees were not kept; or none at all.
     """
 
     method: str
     slopes: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     margins: np.ndarray | None = None
-    trees: tuple[SplitTree | None, ...] = ()
+    trees: tuple[tuple[SplitTree, ...], ...] = ()
 
     def __post_init__(self) -> None:
         arrays = [a for group in self.slopes.values() for a in group]

@@ -113,6 +113,7 @@ class Boxes:
         open: ``(N, clauses)``: which clauses are not refuted yet in the box.
         margin: ``(N,)`` the worst margin of an open clause that is known to hold in the box.
         rule: ``(N,)`` which rule of choosing dimensions made the box.
+        node: ``(N,)`` number in the tree.
     """
 
     lower: Floats
@@ -120,6 +121,7 @@ class Boxes:
     open: NDArray[np.bool_]
     margin: Floats
     rule: NDArray[np.int64]
+    node: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.margin)
@@ -132,6 +134,7 @@ class Boxes:
             self.open[index],
             self.margin[index],
             self.rule[index],
+            self.node[index],
         )
 
     def moved(self, lower: Floats, upper: Floats) -> Boxes:
@@ -147,7 +150,7 @@ def joined(parts: Iterable[Boxes]) -> Boxes:
     return Boxes(
         *(
             np.concatenate([getattr(b, name) for b in every])
-            for name in ("lower", "upper", "open", "margin", "rule")
+            for name in ("lower", "upper", "open", "margin", "rule", "node")
         )
     )
 

@@ -21,6 +21,8 @@ import torch
 from certify.bounds.budget import OutOfTime
 from certify.bounds.selftest import check_arithmetic
 from certify.core.certificate import Verdict
+from certify.core.split_tree import SplitTree
+from certify.search.box_tree import BoxTree
 from certify.search.boxes import Boxes, Floats, Frame, WorkList, joined
 from certify.search.clip import Cuts
 from certify.search.dimension import RULES, Dimensions, best_rows
@@ -40,8 +42,12 @@ _COPIES = 16  # coefficient tensors of one size alive at once
 _NOISE = 1.5  # float32 margins this many times their usual error from a proof are tried in float64
 
 
-def split_inputs(problem: Problem) -> Findings:
+def split_inputs(problem: Problem, start: Boxes | None = None) -> Findings:
     """Decide a problem by splitting its input box.
+
+    Args:
+        start: boxes to begin with instead of the whole region; no trees are kept then. Together
+            they hold every point of the region, once per clause.
 
     Returns:
         See `Findings`. ``open_share`` is by volume in the inputs that are not fixed. A region that
@@ -56,7 +62,7 @@ def split_inputs(problem: Problem) -> Findings:
         return Findings(Verdict.UNKNOWN, -np.inf, 1.0, reason=reason)
     check_arithmetic(problem.device)
     with _threads(problem.workers):
-        return _Search(problem, frame).run()
+        return _Search(problem, frame, start).run()
 
 
 @contextmanager
@@ -78,7 +84,7 @@ class _Search:
         stuck: a box too small to split.
     """
 
-    def __init__(self, problem: Problem, frame: Frame) -> None:
+    def __init__(self, problem: Problem, frame: Frame, start: Boxes | None = None) -> None:
         left = problem.limits.remaining()
         deadline = problem.limits.deadline - min(_RESERVE[0], _RESERVE[1] * max(0.0, left))
         self.problem, self.frame, self.started = problem, frame, time.perf_counter()
@@ -91,16 +97,15 @@ class _Search:
         self.list = WorkList(_LONG)
         self.current: Boxes | None = None
         self.stuck: Boxes | None = None
+        self.start = start
+        self.tree = BoxTree(int(problem.rows.group[-1]) + 1) if start is None else None
         self.violated = False
         self.proved, self.noise, self.pace, self.size = np.inf, 0.0, 0.0, 16
         self.leaves, self.said = 0, time.monotonic()
         self.counts: Counter[str] = Counter()
 
     def run(self) -> Findings:
-        lower, upper = (e[self.frame.free][None] for e in (self.frame.lower, self.frame.upper))
-        clauses = int(self.problem.rows.group[-1]) + 1
-        every = np.ones((1, clauses), dtype=bool)
-        self.list.push(Boxes(lower, upper, every, np.array([-np.inf]), np.zeros(1, np.int64)))
+        self.list.push(self._whole() if self.start is None else self.start)
         try:
             while self.list.count and not self.violated and self.stuck is None:
                 self.limits.check()
@@ -116,6 +121,12 @@ class _Search:
             self.list.push(self.stuck)
             return self._findings(Verdict.UNKNOWN, self._stuck_words(self.stuck))
         return self._findings(Verdict.HOLDS, "")
+
+    def _whole(self) -> Boxes:
+        lower, upper = (e[self.frame.free][None] for e in (self.frame.lower, self.frame.upper))
+        every = np.ones((1, int(self.problem.rows.group[-1]) + 1), dtype=bool)
+        none = np.zeros(1, np.int64)
+        return Boxes(lower, upper, every, np.array([-np.inf]), none, none)
 
     # -- one round ----------------------------------------------------------------------------
 
@@ -188,8 +199,14 @@ class _Search:
         point = middle[every, picked]
         low, high = boxes.lower.copy(), boxes.upper.copy()
         high[every, picked], low[every, picked] = point, point
+        first, second = self._grown(boxes, picked, point)
         boxes = replace(boxes, rule=rule)
-        halves = joined([boxes.moved(boxes.lower, high), boxes.moved(low, boxes.upper)])
+        halves = joined(
+            [
+                replace(boxes, upper=high, node=first),
+                replace(boxes, lower=low, node=second),
+            ]
+        )
         twice = Cuts(np.concatenate([cuts.A, cuts.A]), np.concatenate([cuts.c, cuts.c]))
         nothing = np.full(twice.c.shape, -np.inf)
         settled = self.judge.settle(halves, nothing, twice)
@@ -198,6 +215,12 @@ class _Search:
         self.dimensions.learn(halves.rule[done], np.ones(int(done.sum())))
         self.counts["refuted by parents"] += int(done.sum())
         return settled.boxes.take(settled.alive)
+
+    def _grown(self, boxes: Boxes, picked: Any, point: Floats) -> Any:
+        """Places of both halves in the tree."""
+        if self.tree is not None and self.tree.full:
+            self.tree = None
+        return (boxes.node,) * 2 if self.tree is None else self.tree.split(boxes, picked, point)
 
     # -- pace ---------------------------------------------------------------------------------
 
@@ -276,7 +299,11 @@ class _Search:
         shown: dict[str, Any] = {k: v for k, v in self.counts.items() if v}
         shown["rule"] = RULES[int(rules.argmax())]
         share = 0.0 if verdict is Verdict.HOLDS else min(1.0, self.list.volume(self.frame))
-        return Findings(verdict, margin, share, self.leaves, hardest, reason, statistics=shown)
+        trees: tuple[SplitTree, ...] = ()
+        if verdict is Verdict.HOLDS and self.tree is not None and not self.tree.full:
+            inputs = self.bounder.program(True).inputs
+            trees = self.tree.finished(self.frame, list(inputs), margin)
+        return Findings(verdict, margin, share, self.leaves, hardest, reason, trees, shown)
 
     def _stuck_words(self, boxes: Boxes) -> str:
         width = (boxes.upper - boxes.lower).max(axis=1, initial=0.0)

@@ -21,13 +21,13 @@ class Proof:
         method: that proved it.
         margins: of its rows, ``(R,)``; None where a search proved it case by case.
         slopes: optimised slopes by node name.
-        tree: of a proof by cases.
+        trees: of a proof by cases, one per clause; () where they are not kept.
     """
 
     method: str
     margins: np.ndarray | None = None
     slopes: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
-    tree: SplitTree | None = None
+    trees: tuple[SplitTree, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

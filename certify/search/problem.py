@@ -72,7 +72,8 @@ class Findings:
         leaves: sub-problems looked at.
         hardest: in words, the sub-problem with the worst margin; "" when nothing is open.
         reason: why it is undecided; "" otherwise.
-        tree: splits and leaves of a proof, or None where it is not kept.
+        trees: splits and leaves of a proof, one tree per clause, in clause order; () where they
+            are not kept.
         statistics: counters for `--explain`.
     """
 
@@ -82,5 +83,5 @@ class Findings:
     leaves: int = 0
     hardest: str = ""
     reason: str = ""
-    tree: SplitTree | None = None
+    trees: tuple[SplitTree, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)

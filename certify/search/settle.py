@@ -79,7 +79,7 @@ class Judge:
         left = _left(boxes, lower, upper) * alive[:, 0]
         proved = np.where(alive[:, 0] & (left < 1), np.minimum(proved, 0.0), proved)
         margin = np.maximum(margin, boxes.margin)
-        return Settled(Boxes(lower, upper, still, margin, boxes.rule), proved, left)
+        return Settled(Boxes(lower, upper, still, margin, boxes.rule, boxes.node), proved, left)
 
 
 def _left(boxes: Boxes, lower: Floats, upper: Floats) -> Floats:

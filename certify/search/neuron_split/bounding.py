@@ -134,6 +134,12 @@ def _clipped(box: Interval, domains: Domains, index: int) -> Interval:
     return Interval(*(e.reshape(shape) for e in ends))
 
 
+def cut(state: State, domains: Domains) -> None:
+    """Clip a state's intervals at the splits alone, leaving those of later steps as they are."""
+    for index in domains.steps:
+        state.bounds[index] = _clipped(state.box(index), domains, index)
+
+
 def _region(root: Root, domains: Domains, split: set[int]) -> Region:
     """The region, or where inputs are split each sub-problem's own box."""
     region, program = root.problem.region, root.fast
@@ -193,7 +199,7 @@ def searched(
 ) -> Tensor:
     """Margins ``(N,)`` in plain floats, differentiable in what is chosen."""
     rows, slopes, rest = posed(root, state, chooser, domains, chosen)
-    return row_bounds(state, rows, slopes)[:, 0] + rest
+    return chooser.hinges.bounds(rows, slopes)[:, 0] + rest
 
 
 def posed(

@@ -81,7 +81,14 @@ def offers(root: Root, anatomy: Anatomy, count: int) -> Offers:
         inputs = neurons + gain[:, neurons:].argmax(1, keepdim=True)
         picked = torch.cat([picked, inputs], 1)
     step = torch.where(gain == -torch.inf, -1, step)
-    return Offers(*(t.gather(1, picked) for t in (step, element, point, left, right, scale)))
+    offered = Offers(*(t.gather(1, picked) for t in (step, element, point, left, right, scale)))
+    return offered._replace(step=torch.where(_again(picked), -1, offered.step))
+
+
+def _again(picked: Tensor) -> Tensor:
+    """Which picks ``(N, C)`` are also further to the left."""
+    same = picked[:, :, None] == picked[:, None, :]
+    return same.tril(-1).any(2)
 
 
 def _numbers(like: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from certify.bounds.crown import State
-from certify.search.neuron_split.ascent import pieces
-from certify.search.neuron_split.bounding import Variables, opened, searched
+from certify.search.neuron_split.ascent import pieces, taken
+from certify.search.neuron_split.bounding import Variables, cut, opened, searched
 from certify.search.neuron_split.branching import Offers
 from certify.search.neuron_split.domains import Domains, joined
 from certify.search.neuron_split.root import Chooser, Root
@@ -61,12 +61,15 @@ def _forgotten(root: Root, slopes: Tensor, offer: Offers) -> Tensor:
     return slopes
 
 
-def best_halves(root: Root, domains: Domains, found: Offers, size: int) -> Domains:
+def best_halves(
+    root: Root, domains: Domains, found: Offers, size: int, state: State | None = None
+) -> Domains:
     """The children of the split whose worse child is bounded best; the other child breaks ties.
 
     Args:
         found: ``(N, C)``; at least one offer of every sub-problem is a split.
         size: sub-problems that may be bounded at once.
+        state: of the sub-problems in plain floats, to look at their children quickly.
     """
     count, choices = found.step.shape
     score = domains.weight.new_full((count, choices), -torch.inf)
@@ -74,16 +77,32 @@ def best_halves(root: Root, domains: Domains, found: Offers, size: int) -> Domai
     for part in pieces(len(sub), max(1, size // 2)):
         at = sub[part]
         offer = Offers(*(t[at, column[part]][:, None] for t in found))
-        values = cheaply(root, halves(root, domains.take(at), offer)).clamp(max=0.0)
+        both = halves(root, domains.take(at), offer)
+        near = None if state is None else _nearby(root, state, both, torch.cat([at, at]))
+        values = cheaply(root, both, near).clamp(max=0.0)
         low, high = values.chunk(2)
         score[at, column[part]] = torch.minimum(low, high) + 0.25 * torch.maximum(low, high)
     pick = score.argmax(1)
     return halves(root, domains, found.column(pick))
 
 
-def cheaply(root: Root, domains: Domains) -> Tensor:
+def _nearby(root: Root, state: State, domains: Domains, parent: Tensor) -> State | None:
+    """Parents' intervals cut at their children's splits only; None where inputs are split.
+
+    Enough to compare splits: what a cut does to later intervals is left out.
+    """
+    if domains.steps & set(root.fast.inputs):
+        return None
+    near = taken(state, parent)
+    cut(near, domains)
+    return near
+
+
+def cheaply(root: Root, domains: Domains, state: State | None = None) -> Tensor:
     """Margins ``(N,)`` in plain floats with what is stored, infinite where nothing is left."""
     with torch.no_grad():
+        if state is not None:
+            return _bounded(root, state, domains)
         state, empty = opened(root, domains, rigorous=False)
         return torch.where(empty, torch.inf, _bounded(root, state, domains))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -30,8 +31,8 @@ from certify.search.neuron_split.children import best_halves
 from certify.search.neuron_split.domains import NONE, Domains, Open
 from certify.search.neuron_split.hunt import Hunt
 from certify.search.neuron_split.polish import polished
-from certify.search.neuron_split.root import Root, prepare_root
-from certify.search.neuron_split.tree import Tree
+from certify.search.neuron_split.root import Chooser, Root, prepare_root
+from certify.search.neuron_split.tree import Forest, Leaves
 from certify.search.problem import Findings, Problem
 
 _RESERVE = (0.2, 0.05)  # seconds, and share of the time left, kept for the answer
@@ -46,8 +47,15 @@ _SMALL = 160  # inputs and elements before nonlinearities; below, more work on e
 _ROOT = Pace(iterations=40)
 
 
-def split_neurons(problem: Problem) -> Findings:
+# Sub-problems that cover the region, in batches of at most a size.
+Start = Callable[[Root, int], Iterator[Domains]]
+
+
+def split_neurons(problem: Problem, start: Start | None = None) -> Findings:
     """Decide a problem by splitting the operands of nonlinearities.
+
+    Args:
+        start: where to begin instead of at the whole region; no trees are kept then.
 
     Returns:
         See `Findings`. ``open_share`` counts halves of halves, averaged over the clauses.
@@ -63,7 +71,7 @@ def split_neurons(problem: Problem) -> Findings:
         root = prepare_root(problem, limits)
     except OutOfTime:
         return Findings(Verdict.TIMEOUT, -np.inf, 1.0, reason="the time limit passed")
-    return _Search(root).run()
+    return _Search(root, start).run()
 
 
 class _Search:
@@ -75,13 +83,15 @@ class _Search:
         stuck: a sub-problem that offers nothing to split.
     """
 
-    def __init__(self, root: Root) -> None:
-        self.root, self.problem = root, root.problem
+    def __init__(self, root: Root, start: Start | None) -> None:
+        self.root, self.problem, self.start = root, root.problem, start
         self.list = Open()
         self.hunt = Hunt(root)
         self.current: Domains | None = None
         self.stuck: Domains | None = None
-        self.tree: Tree | None = None
+        self.forest: Forest | None = None
+        if start is None:
+            self.forest = Forest(root.layout, root.clauses.used.sum(1).tolist())
         self.proved, self.violated = np.inf, False
         self.leaves, self.size, self.said = 0, 4, time.monotonic()
         self.each = np.inf  # seconds a sub-problem took in the last round
@@ -113,15 +123,29 @@ class _Search:
     # -- one round ----------------------------------------------------------------------------
 
     def _first(self) -> None:
-        """The whole region, one sub-problem per clause."""
+        """The whole region, one sub-problem per clause; or where a proof is resumed."""
+        if self.start is not None:
+            self._resume(self.start)
+            return
         every = self._whole()
         self.current = every
         parts = [self._bounded(every.take(p), _ROOT) for p in pieces(len(every), self._most())]
         self.current = None
         for part in parts:
             self._settle(part)
-        if self.list.count == 1:
-            self.tree = Tree()
+
+    def _resume(self, start: Start) -> None:
+        """What the sub-problems' own slopes and multipliers do not refute is bounded anew."""
+        for part in start(self.root, self._most()):
+            self.root.limits.check()
+            self.leaves += len(part)
+            with torch.no_grad():
+                known = tightened(self.root, part) if self.small else None
+                done = replace(part, margin=proved(self.root, part, known))
+            gone = self.root.clauses.refuted(done.clause, done.margin)
+            self._settle(done.take(gone))
+            if not bool(gone.all()):
+                self._settle(self._bounded(done.take(~gone), self.pace))
 
     def _whole(self) -> Domains:
         root, clauses = self.root, self.root.clauses
@@ -162,7 +186,7 @@ class _Search:
             if not bool(possible.all()):
                 self.stuck = domains.take(~possible)
                 return
-            children = best_halves(self.root, domains, found, self._most())
+            children = best_halves(self.root, domains, found, self._most(), state)
         children = self._grown(domains, children)
         bounded = self._bounded(children, self.pace)
         self._settle(bounded)
@@ -171,10 +195,10 @@ class _Search:
 
     def _grown(self, domains: Domains, children: Domains) -> Domains:
         """Children with their places in the tree."""
-        if self.tree is None:
+        if self.forest is None:
             return children
-        if self.tree.full:
-            self.tree = None
+        if self.forest.full:
+            self.forest = None
             return children
         count = len(domains)
         last = (children.depth[:count] - 1)[:, None]
@@ -183,8 +207,10 @@ class _Search:
             for n in ("step", "element", "point")
         )
         first = [
-            self.tree.split(*split)
-            for split in zip(domains.node.tolist(), step, element, point, strict=True)
+            self.forest.split(*split)
+            for split in zip(
+                domains.clause.tolist(), domains.node.tolist(), step, element, point, strict=True
+            )
         ]
         node = torch.tensor(first, device=domains.node.device)
         return replace(children, node=torch.cat([node, node + 1]))
@@ -229,17 +255,24 @@ class _Search:
             self.list.push(domains.take(~gone))
 
     def _close(self, leaves: Domains) -> None:
-        if self.tree is None:
+        if self.forest is None:
             return
-        rows = zip(
-            leaves.node.tolist(),
-            leaves.margin.tolist(),
-            leaves.depth.tolist(),
-            leaves.beta.cpu().numpy().astype(np.float32),
-            strict=True,
+        shares = self._shares(leaves) if self.forest.slopes else None
+        arrays = (
+            getattr(leaves, n).cpu().numpy()
+            for n in ("clause", "node", "depth", "margin", "beta", "weight")
         )
-        for node, margin, depth, beta in rows:
-            self.tree.close(node, margin, beta[:depth].copy())
+        clause, node, depth, margin, beta, weight = arrays
+        numbers = beta.astype(np.float32), weight.astype(np.float32)
+        self.forest.close(Leaves(clause, node, depth, margin, *numbers, shares))
+
+    def _shares(self, leaves: Domains) -> np.ndarray:
+        """Slopes ``(N, M)`` as shares of their ranges, in 255ths."""
+        with torch.no_grad():
+            state, _ = opened(self.root, leaves, rigorous=False)
+            chooser = Chooser(state, self.root.layout, len(leaves))
+            share = (chooser.inside(leaves.slopes) - chooser.low) / (chooser.high - chooser.low)
+            return (255 * share).nan_to_num(0.0, 0.0, 0.0).round().byte().cpu().numpy()
 
     # -- pace ---------------------------------------------------------------------------------
 
@@ -283,9 +316,8 @@ class _Search:
         margin = self.proved if worst is None else min(self.proved, float(worst.margin[0]))
         hardest = "" if worst is None or verdict is Verdict.HOLDS else self._words(worst)
         share = 0.0 if verdict is Verdict.HOLDS else self.list.share(len(self.root.clauses))
-        tree = None
-        if verdict is Verdict.HOLDS and self.tree is not None:
-            tree = self.tree.finished()
+        kept = verdict is Verdict.HOLDS and self.forest is not None and not self.forest.full
+        trees = self.forest.finished() if kept and self.forest is not None else ()
         return Findings(
             verdict,
             margin,
@@ -293,7 +325,7 @@ class _Search:
             self.leaves,
             hardest,
             reason,
-            tree,
+            trees,
             dict(self.counts),
         )
 

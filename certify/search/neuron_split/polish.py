@@ -1,13 +1,16 @@
 """Multipliers from a linear program, where gradients creep: sub-problems that are nearly linear.
 
 With every relaxation fixed, each split is a half-space in the inputs, and the best multipliers are
-the dual solution of minimising the row's plane over the box where all of them hold. The solver is
-only asked for multipliers; what they are worth is proved like everything else.
+the dual solution of minimising the row's plane over the box where all of them hold. All programs of
+a batch are solved at once by a primal-dual method whose steps fit each row and column (Pock and
+Chambolle, Diagonal preconditioning for first order primal-dual algorithms, 2011). What the
+multipliers are worth is proved like everything else.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +22,27 @@ from certify.search.neuron_split.bounding import Known, opened
 from certify.search.neuron_split.domains import Domains
 from certify.search.neuron_split.root import Chooser, Root
 
-_LARGEST_SUM = 1e4  # of all multipliers, in units of the row's largest coefficient
+_STEPS, _LOOK = 160, 20  # iterations, and how many from one look at the bound to the next
+
+
+class _Programs(NamedTuple):
+    """Minimise ``goal . x`` over ``low <= x <= high`` with ``A x + b >= 0``, N times.
+
+    Attributes:
+        goal, low, high: ``(N, n)``; A: ``(N, D, n)``; b: ``(N, D)``.
+    """
+
+    goal: Tensor
+    low: Tensor
+    high: Tensor
+    A: Tensor
+    b: Tensor
 
 
 def polished(root: Root, domains: Domains, known: Known | None) -> Domains:
     """The same sub-problems with other multipliers; to be kept where they prove more."""
+    if not domains.step.shape[1]:
+        return domains
     with torch.no_grad():
         state, _ = opened(root, domains, known, rigorous=False)
         chooser = Chooser(state, root.layout, len(domains))
@@ -31,19 +50,11 @@ def polished(root: Root, domains: Domains, known: Known | None) -> Domains:
         weight = domains.weight / domains.weight.sum(1, keepdim=True)
         rows = root.clauses.rows(root.fast, domains.clause, weight.to(root.fast.dtype))
         target = planes(state, rows, slopes)
-        low, high = (t.double().cpu().numpy() for t in input_box(state))
         cuts = [_half_spaces(root, state, domains, k) for k in range(domains.step.shape[1])]
-    if not cuts:
-        return domains
-    A = torch.stack([c[0] for c in cuts], 1).double().cpu().numpy()
-    b = torch.stack([c[1] for c in cuts], 1).double().cpu().numpy()
-    goal = target.A[:, 0].double().cpu().numpy()
-    beta = domains.beta.clone()
-    for i in range(len(domains)):
-        found = _multipliers(goal[i], A[i], b[i], low[i], high[i])
-        if found is not None:
-            beta[i] = torch.from_numpy(found).to(beta)
-    return replace(domains, beta=beta)
+        A, b = (torch.stack(t, 1) for t in zip(*cuts, strict=True))
+        low, high = (t.expand(len(domains), -1) for t in input_box(state))
+        found = _multipliers(_Programs(target.A[:, 0], low, high, A, b), domains.beta.to(A))
+        return replace(domains, beta=found.to(domains.beta))
 
 
 def _half_spaces(root: Root, state: State, domains: Domains, k: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +63,8 @@ def _half_spaces(root: Root, state: State, domains: Domains, k: int) -> tuple[Te
     like = torch.empty(0, dtype=program.dtype, device=program.device)
     size = sum(int(np.prod(program.shape(i))) for i in program.inputs)
     A, b = like.new_zeros(count, size), like.new_zeros(count)
-    for index in domains.steps - set(program.inputs):
+    used = set(domains.step[:, k].tolist()) & domains.steps
+    for index in used - set(program.inputs):
         here = domains.step[:, k] == index
         shape = program.shape(index)
         flat = like.new_zeros(count, int(np.prod(shape)))
@@ -66,27 +78,41 @@ def _half_spaces(root: Root, state: State, domains: Domains, k: int) -> tuple[Te
     return A, b
 
 
-def _multipliers(
-    goal: np.ndarray, A: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray | None:
-    """Duals of ``min goal . x + M t`` over the box where ``A x + b + t >= 0``; None on failure.
+def _multipliers(given: _Programs, start: Tensor) -> Tensor:
+    """The best multipliers met, ``(N, D)``, never worse than ``start`` for these programs.
 
-    The elastic t keeps the program feasible, so that there always are duals; they add up to at
-    most M.
+    Args:
+        start: ``(N, D)`` >= 0.
     """
-    from scipy.optimize import linprog
+    radius = 0.5 * (given.high - given.low)
+    middle = 0.5 * (given.high + given.low)
+    # In units of the box and of the rows, x in [-1, 1] and every row of A sums up to 1.
+    A = given.A * radius[:, None]
+    size = A.abs().sum(2).clamp(min=1e-30)
+    A, b = A / size[..., None], ((given.A @ middle[..., None])[..., 0] + given.b) / size
+    goal = given.goal * radius
+    scale = goal.abs().sum(1, keepdim=True).clamp(min=1e-30)
+    goal, y = goal / scale, start.clamp(min=0.0) * size / scale
+    if not bool(A.isfinite().all() and b.isfinite().all() and goal.isfinite().all()):
+        return start
+    best, worth = y, _dual(goal, A, b, y)
+    tau = 1.0 / A.abs().sum(1).clamp(min=1e-9)
+    x, total = torch.zeros_like(goal), torch.zeros_like(y)
+    for step in range(1, _STEPS + 1):
+        after = (x - tau * (goal - (y[:, None] @ A)[:, 0])).clamp(-1.0, 1.0)
+        ahead = 2 * after - x
+        y = (y - (A @ ahead[..., None])[..., 0] - b).clamp(min=0.0)
+        x, total = after, total + y
+        if step % _LOOK == 0:
+            for candidate in (y, total / _LOOK):
+                value = _dual(goal, A, b, candidate)
+                better = value > worth
+                best = torch.where(better[:, None], candidate, best)
+                worth = torch.where(better, value, worth)
+            total = torch.zeros_like(y)
+    return best * scale / size
 
-    penalty = _LARGEST_SUM * max(float(np.abs(goal).max(initial=0.0)), 1e-6)
-    if not (np.isfinite(A).all() and np.isfinite(b).all()):
-        return None
-    solved = linprog(
-        np.append(goal, penalty),
-        A_ub=np.hstack([-A, -np.ones((len(A), 1))]),
-        b_ub=b,
-        bounds=[*zip(low, high, strict=True), (0.0, None)],
-        method="highs",
-    )
-    if solved.status != 0:
-        return None
-    found: np.ndarray = np.clip(-solved.ineqlin.marginals, 0.0, None).astype(np.float32)
-    return found
+
+def _dual(goal: Tensor, A: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """What multipliers show: the least ``(goal - y A) . x - y . b`` with x in [-1, 1], ``(N,)``."""
+    return -(goal - (y[:, None] @ A)[:, 0]).abs().sum(1) - (y * b).sum(1)

@@ -22,6 +22,7 @@ from certify.core.semantics import Semantics
 from certify.ops.families import per_row
 from certify.ops.record import Interval, Slope
 from certify.search.neuron_split.clauses import Clauses
+from certify.search.neuron_split.hinges import Hinges
 from certify.search.problem import Problem
 
 _UNIT_SHARE = 0.15  # of the time left that intermediate bounds with slopes of their own may take
@@ -94,12 +95,14 @@ class Chooser:
 
     Attributes:
         start, low, high: ``(N, M)`` the default and the range of every stored slope.
+        hinges: for bounds in plain floats.
     """
 
     def __init__(self, state: State, layout: Layout, count: int) -> None:
         places = {(p.step, p.number): p for p in layout.places}
         like = torch.empty(0, dtype=state.program.dtype, device=state.program.device)
         self.start, self.low, self.high = (like.new_zeros(count, layout.size) for _ in range(3))
+        self.hinges = Hinges(state)
         self.parts: list[tuple[int, Tensor, Place | None]] = []
         for index, number, slope in every_slope(state):
             place = places.get((index, number))
@@ -116,11 +119,13 @@ class Chooser:
     def __call__(self, stored: Tensor) -> Slopes:
         """``stored (N, M)`` among the slopes that are fixed; differentiable."""
         found: dict[int, list[Tensor]] = {}
+        sizes = [len(p.index) for _, _, p in self.parts if p is not None]
+        pieces = iter(torch.split(stored, sizes, 1) if sizes else ())  # in stored order
         for index, start, place in self.parts:
             whole = start
             if place is not None:
                 flat = per_row(start)[:, 0].expand(len(stored), -1)
-                flat = flat.index_copy(1, place.index, stored[:, place.start : place.stop])
+                flat = flat.index_copy(1, place.index, next(pieces))
                 whole = flat.reshape(len(stored), 1, *start.shape[2:])
             found.setdefault(index, []).append(whole)
         return {i: tuple(group) for i, group in found.items()}

@@ -108,7 +108,7 @@ class _Run:
             int(totals[1]),
             "" if busy is None or verdict is Verdict.HOLDS else _words(busy),
             reason,
-            None,
+            (),
             {"boxes": int(totals[1]), "leaves": int(totals[2]), "points run": self.asked},
         )
 

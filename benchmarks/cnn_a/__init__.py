@@ -1,0 +1,1 @@
+"""Verified accuracy of the five CNN-A networks, beside published figures."""
