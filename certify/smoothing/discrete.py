@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 from certify.core.errors import BadInput
 
@@ -36,7 +37,7 @@ def l0_value(p: Fraction, keep: Fraction, values: int, changed: int) -> Fraction
             mass = regions.setdefault(i - j, [Fraction(0), Fraction(0)])
             mass[0] += points * a**i * b ** (changed - i)
             mass[1] += points * a**j * b ** (changed - j)
-    return _greedy([(_ratio(m), *m) for m in regions.values()], p)
+    return _greedy([(_ratio(m), m[0], m[1]) for m in regions.values()], p)
 
 
 def sparse_value(
@@ -71,13 +72,15 @@ def sparse_radii(
     """The largest certified (added, deleted): no pair of them contains another."""
     found: list[tuple[int, int]] = []
     for added in range(most + 1):
-        deleted = _last(
-            lambda d, a=added: sparse_value(p, appear, vanish, a, d) > Fraction(1, 2), most
-        )
+        deleted = _last(partial(_majority, p, appear, vanish, added), most)
         if deleted < 0:
             break
         found = [pair for pair in found if pair[1] > deleted] + [(added, deleted)]
     return tuple(found)
+
+
+def _majority(p: Fraction, appear: Fraction, vanish: Fraction, added: int, deleted: int) -> bool:
+    return sparse_value(p, appear, vanish, added, deleted) > Fraction(1, 2)
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:

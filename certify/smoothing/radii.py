@@ -96,7 +96,7 @@ def split_dual_multiclass(q_left: float, q_right: float, rivals: Any, sigma: flo
             low = middle
         else:
             high = middle
-    return low * sigma * _DOWN
+    return float(low * sigma * _DOWN)
 
 
 def _difference(rho: float, own: list[float], rival: np.ndarray) -> float:
