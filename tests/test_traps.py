@@ -42,7 +42,8 @@ def test_no_trap_is_sprung(
 ) -> None:
     assert traps
     for trap in traps:
-        found = verdict(data / "traps", trap, semantics=semantics, method=method, attack=attack)
+        options = {"semantics": semantics, "method": method, "attack": attack}
+        found = verdict(data / "traps", trap, timeout=1.5, **options)
         truth = trap["expected"][f"semantics={semantics}"]
         if truth.startswith("certified is correct"):
             assert found is not Verdict.VIOLATED, trap["id"]

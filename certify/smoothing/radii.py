@@ -107,7 +107,7 @@ def _difference(rho: float, own: list[float], rival: np.ndarray) -> float:
     u, v = rho * np.cos(theta), rho * np.sin(theta)
     value = ndtr(own[0] - u) + ndtr(own[1] - v) - ndtr(rival[0] + u) - ndtr(rival[1] + v)
     slack = 0.8 * rho * (theta[1] - theta[0])  # Lipschitz constant 4 rho phi(0), half a step away
-    return float(value.min()) - slack
+    return float(value.min() - slack)
 
 
 def scale(name: str, value: float) -> None:
