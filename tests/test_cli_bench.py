@@ -182,7 +182,7 @@ def test_a_contradiction_comes_first_and_has_its_exit_code(
 ) -> None:
     done = run("bench", models / "wrong.csv", "--out", contradicted)
     assert done.returncode == 5
-    first = "WRONG: a nets/net.onnx violated.vnnlib: sat by attack, expected unsat"
+    first = "WRONG: a nets/net.onnx violated.vnnlib: sat by search, expected unsat"
     assert done.stdout.splitlines()[0] == first
     assert first in done.stderr
     assert (contradicted / "summary.md").read_text().startswith("**WRONG**")
