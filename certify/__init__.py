@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from certify.importers.torch_graph import from_torch
     from certify.importers.vnnlib import read_vnnlib
     from certify.recheck import check
+    from certify.smooth import smooth
     from certify.verify import verify
 
 __version__ = "0.1.0"
@@ -52,13 +53,14 @@ _HOME = {
     "load_certificate": "certify.core.certificate",
     "load_weights": "certify.importers.checkpoints",
     "read_vnnlib": "certify.importers.vnnlib",
+    "smooth": "certify.smooth",
     "verify": "certify.verify",
 }
 
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Linf", "Lp", "Product", "Spec", "Verdict",
     "__version__", "bound", "check", "from_torch", "load", "load_array", "load_certificate",
-    "load_weights", "read_vnnlib", "verify",
+    "load_weights", "read_vnnlib", "smooth", "verify",
 ]
 
 

@@ -56,6 +56,8 @@ def check(certificate: Certificate, model: Graph | str | Path | None = None) -> 
     Raises:
         BadInput: there is no model to check against, or it cannot be read.
     """
+    if certificate.claim.smoothing is not None:
+        return _smoothed_again(certificate)
     network = _network(certificate, model)
     from certify.importers.model_claim import model_hash
 
@@ -66,6 +68,17 @@ def check(certificate: Certificate, model: Graph | str | Path | None = None) -> 
     if certificate.verdict is Verdict.VIOLATED:
         return _violated_again(certificate, network)
     return Report(True, f"the certificate claims nothing (verdict {certificate.verdict.value})")
+
+
+def _smoothed_again(certificate: Certificate) -> Report:
+    from certify.smoothing.certifier import check_votes
+
+    if certificate.verdict is not Verdict.HOLDS:
+        return Report(True, f"the certificate claims nothing (verdict {certificate.verdict.value})")
+    try:
+        return Report(*check_votes(certificate))
+    except BadInput as problem:
+        return Report(False, str(problem))
 
 
 def _network(certificate: Certificate, model: Graph | str | Path | None) -> Graph:

@@ -18,9 +18,9 @@ from test_campaign import SQUARE, Heard, do, numbers
 
 from certify.campaign import manifest
 from certify.campaign.job import Item, Job
-from certify.campaign.journal import Journal, read_journal
 from certify.campaign.runner import Effort, read_records, run
 from certify.core.errors import BadInput, CannotWrite, UsageError
+from certify.core.journal import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 30

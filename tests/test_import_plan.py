@@ -19,7 +19,7 @@ HEAVY |= {"matplotlib", "jinja2", "rich"}
 
 # above search
 DECIDING_FILES = {"verify", "recheck", "ladder", "climb", "small_route", "targets", "settings",
-                  "wording"}
+                  "wording", "smooth"}
 _BOUNDING = {"bounds", "semantic", "importers", "ops", "core"}
 _DECIDING = {"verify", "training", "checker", "search", "smoothing"}
 PLAN = {
@@ -30,7 +30,7 @@ PLAN = {
     "bounds": {"semantic", "importers", "ops", "core", "kernels"},
     "checker": {"ops", "core"},
     "search": _BOUNDING | {"kernels"},
-    "smoothing": {"core"},
+    "smoothing": {"core", "kernels"},
     "training": _BOUNDING,
     "verify": _BOUNDING | {"checker", "search", "smoothing"},
     "report": {"core"},
@@ -40,7 +40,8 @@ PLAN = {
     "__main__": {"cli"},
 }
 # the only files that may import kernels: one for tensors, one for the search without torch
-BACKENDS = {PACKAGE / "bounds" / "kernels.py", PACKAGE / "search" / "small" / "compiled.py"}
+BACKENDS = {PACKAGE / "bounds" / "kernels.py", PACKAGE / "search" / "small" / "compiled.py",
+            PACKAGE / "smoothing" / "streams.py"}
 
 
 def sources() -> list[Path]:

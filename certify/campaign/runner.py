@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from certify.campaign.job import Item, Job, check_unique
-from certify.campaign.journal import Journal, read_journal
 from certify.campaign.manifest import claim_folder
 from certify.campaign.pool import Pool
 from certify.campaign.shard import Shard
 from certify.core.errors import CannotWrite, one_line
+from certify.core.journal import Journal, read_journal
 
 _JOURNALS = "items*.jsonl"
 

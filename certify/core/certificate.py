@@ -19,6 +19,7 @@ from certify.core.codec import canonical, expect, parse
 from certify.core.errors import BadInput, LimitExceeded, one_line
 from certify.core.provenance import Provenance
 from certify.core.split_tree import SplitTree
+from certify.core.votes import Smoothing, Votes
 from certify.core.wording import region_words, spec_words
 
 SCHEMA = "certify/1"
@@ -135,6 +136,7 @@ class Certificate:
         margin: the largest proved lower bound of the smallest deciding margin, over all cases.
         counterexample: exactly when the verdict is VIOLATED.
         evidence: one entry per case, or none.
+        votes: in place of evidence, for a claim about a smoothed model.
         reason: why it is undecided, and what might help; "" otherwise.
     """
 
@@ -146,6 +148,7 @@ class Certificate:
     margin: float | None = None
     counterexample: Counterexample | None = None
     evidence: tuple[Evidence, ...] = ()
+    votes: Votes | None = None
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -159,11 +162,16 @@ class Certificate:
             raise BadInput(
                 f"{len(self.evidence)} pieces of evidence for {len(self.claim.cases)} cases"
             )
+        if self.claim.smoothing is not None:
+            _check_smoothed(self)
 
     def sentence(self) -> str:
         """The result in one human sentence."""
         case = self.claim.cases[self.counterexample.case if self.counterexample else 0]
         where, (good, bad) = region_words(case.region), spec_words(case.spec)
+        if self.claim.smoothing is not None:
+            under = f"the most frequent label under {self.claim.smoothing.words()},"
+            good = good.replace("the label", under)
         details = self._details()
         if self.verdict is Verdict.HOLDS:
             return f"HOLDS: for every x with {where} {good}{self._others()} ({details})"
@@ -305,6 +313,19 @@ def _check_numbers(certificate: Certificate) -> None:
         raise BadInput(f"'holds' with a negative margin of {certificate.margin}")
 
 
+def _check_smoothed(certificate: Certificate) -> None:
+    """A smoothed claim rests on votes, and its confidence is what they leave."""
+    votes = certificate.votes
+    if certificate.evidence or certificate.verdict is Verdict.VIOLATED:
+        raise BadInput("a claim about a smoothed model rests on votes, not on bounds or points")
+    if certificate.verdict is Verdict.HOLDS:
+        if votes is None or certificate.radius is None or certificate.radius <= 0:
+            raise BadInput("a smoothed claim that holds needs votes and a radius above 0")
+        if certificate.guarantee.confidence > 1 - votes.alpha:
+            raise BadInput(f"confidence {certificate.guarantee.confidence} is more than votes at "
+                           f"alpha {votes.alpha} give")
+
+
 def _check_counterexample(found: Counterexample, claim: Claim) -> None:
     if found.case >= len(claim.cases):
         raise BadInput(f"the counterexample is for case {found.case} of {len(claim.cases)}")
@@ -329,7 +350,9 @@ __all__ = [
     "Evidence",
     "Guarantee",
     "Provenance",
+    "Smoothing",
     "Verdict",
+    "Votes",
     "load_certificate",
     "read_certificate",
 ]

@@ -15,6 +15,7 @@ from certify.core.codec import Codec, Kind
 from certify.core.errors import BadInput
 from certify.core.region import REGIONS, Region
 from certify.core.spec import Clause, Spec
+from certify.core.votes import Smoothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,14 @@ class Claim:
         format: ``"onnx"`` or ``"torch"``.
         model_sha256: of the model file, or of the module's state.
         cases: at least one.
+        smoothing: the claim is about the model smoothed by this noise; None: about the model.
     """
 
     model: str
     format: str
     model_sha256: str
     cases: tuple[Case, ...]
+    smoothing: Smoothing | None = None
 
     def __post_init__(self) -> None:
         if not self.cases:

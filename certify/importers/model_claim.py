@@ -12,13 +12,17 @@ from certify.core.graph import Graph
 def claim_about(graph: Graph, cases: tuple[Case, ...]) -> Claim:
     """The claim of ``cases`` about an imported network.
 
-    The name is the file's name, without its folder, or the module's class. The hash of a torch
-    module is that of its state at this moment.
+    The hash of a torch module is that of its state at this moment.
     """
+    return Claim(*model_name(graph), model_hash(graph), cases)
+
+
+def model_name(graph: Graph) -> tuple[str, str]:
+    """The file's name, without its folder, or the module's class; and the format."""
     source = graph.source
     path = str(source.get("path", ""))
     name = str(source.get("name") or path.replace("\\", "/").rpartition("/")[2] or "network")
-    return Claim(name, str(source.get("format", "graph")), model_hash(graph), cases)
+    return name, str(source.get("format", "graph"))
 
 
 def model_hash(graph: Graph) -> str:
