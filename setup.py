@@ -30,8 +30,10 @@ RUN = [
     "torch>=2.8",
 ]
 HUB = ["safetensors>=0.4"]
+IMAGES = ["pillow>=10"]
 TEST = [
     *HUB,
+    *IMAGES,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -56,7 +58,7 @@ setup(
     package_dir={"certify.kernels": "kernels"},
     package_data={"certify": ["py.typed"]},
     install_requires=RUN,
-    extras_require={"hub": HUB, "test": TEST},
+    extras_require={"hub": HUB, "images": IMAGES, "test": TEST},
     entry_points={"console_scripts": ["certify = certify.cli.main:entry"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

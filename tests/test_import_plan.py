@@ -15,7 +15,7 @@ import tiny_models
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "certify"
 HEAVY = {"torch", "onnx", "onnxruntime", "numba", "scipy", "cvxpy", "sklearn"}
-HEAVY |= {"matplotlib", "jinja2", "rich"}
+HEAVY |= {"matplotlib", "jinja2", "rich", "PIL"}
 
 # above search
 DECIDING_FILES = {"verify", "recheck", "ladder", "climb", "small_route", "targets", "settings",
