@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _overview() -> list[str]:
-    parts = (("methods", _methods), ("regions", _regions), ("ONNX operators", _onnx),
+    parts = (("methods", _methods), ("regions", _regions),
+             ("smoothing methods", _smoothing_methods), ("noises", _noises),
+             ("ONNX operators", _onnx),
              ("ATen operators", _aten))
     lines: list[str] = []
     for title, answer in parts:
@@ -53,6 +55,24 @@ def _methods() -> list[str]:
     rows += [(method.name, method.summary) for method in METHODS.values()]
     width = max(len(name) for name, _ in rows)
     return [f"{name:{width}}  {summary}" for name, summary in rows]
+
+
+def _smoothing_methods() -> list[str]:
+    from certify.smoothing import levels  # noqa: F401  registers its method
+    from certify.smoothing.methods import METHODS
+
+    width = max(map(len, METHODS))
+    return [f"{m.name:{width}}  {m.summary}" for m in METHODS.values()]
+
+
+def _noises() -> list[str]:
+    import dataclasses
+
+    from certify.smoothing import discrete_noise, grid, levels  # noqa: F401  register theirs
+    from certify.smoothing.noise import NOISES
+
+    return [f"{name}:{','.join(f.name for f in dataclasses.fields(kind))}  radii in the norms "
+            f"{', '.join(kind.norms)}" for name, kind in sorted(NOISES.items())]
 
 
 def _regions() -> list[str]:
@@ -98,6 +118,8 @@ def _one(*lines: str) -> Callable[[], list[str]]:
 QUERIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "--methods": (_methods, "bound methods"),
     "--regions": (_regions, "input regions"),
+    "--smoothing-methods": (_smoothing_methods, "ways to certify smoothed classifiers"),
+    "--noises": (_noises, "noise models for smoothing, with their parameters"),
     "--aten-operators": (_aten, "torch operators"),
     "--operators": (_operators, "operator records"),
     "--onnx-operators": (_onnx, "ONNX operators"),
