@@ -49,9 +49,9 @@ class CertifiedLoss(nn.Module):
         **options: of the method, see `certify.training.methods.Options`.
 
     Attributes:
-        parts: after each call the loss in plain numbers: ``loss``, ``clean``, ``robust``,
-            ``regulariser``, ``eps``. ``robust`` is an upper bound of the worst loss for the methods
-            that say so, and an estimate for the others.
+        parts: after each call the loss in plain numbers: ``loss``, ``robust``, ``regulariser``,
+            ``eps``, and ``clean`` where it has a weight. ``robust`` is an upper bound of the worst
+            loss for the methods that say so, and an estimate for the others.
 
     Raises:
         BadInput: settings that do not fit each other.
@@ -113,14 +113,12 @@ class CertifiedLoss(nn.Module):
             return self._loss(x.float() if half else x, y, now)
 
     def _loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        answers, statistics = self._clean(x)
-        _check_labels(y, answers)
         share = self.schedule.share(step)
         eps, kappa = self.eps * share, self.schedule.kappa_at(step)
-        clean = F.cross_entropy(answers, y)
-        zero = clean.new_zeros(())
-        robust, regulariser = clean, zero
+        clean, statistics = self._clean(x, y, needed=kappa > 0 or eps == 0)
+        zero = torch.zeros((), device=x.device)
         fading = self.regularise * (1 - share)
+        robust, regulariser = zero if clean is None else clean, zero
         if eps > 0 and (kappa < 1 or fading > 0):
             robust, regulariser = self._robust(x, y, statistics, eps, step)
             regulariser = fading * regulariser
@@ -130,17 +128,27 @@ class CertifiedLoss(nn.Module):
             regulariser = fading * self._regulariser(found)
         if self.l1 > 0:
             regulariser = regulariser + self.l1 * l1_norm(self.model)
-        loss = kappa * clean + (1 - kappa) * robust + regulariser
-        self._report((loss, clean, robust, regulariser), eps, step)
+        loss = (robust if clean is None else kappa * clean + (1 - kappa) * robust) + regulariser
+        self._report({"loss": loss, "clean": clean, "robust": robust, "regulariser": regulariser},
+                     eps, step)
         return loss
 
-    def _clean(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Answers of the model itself, which moves running statistics once, and what it used."""
-        if not has_batch_norm(self.model):
-            return self.model(x), {}
+    def _clean(
+        self, x: Tensor, y: Tensor, needed: bool
+    ) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        """Loss of the model itself, whose running statistics move once, and what it used.
+
+        Without weight in the loss it is left out, unless batch norms need its statistics.
+        """
+        norms = has_batch_norm(self.model)
+        if not needed and not norms:
+            shape = self._bounder.graph(x).output_shape
+            _check_labels(y, (len(x), math.prod(shape)))
+            return None, {}
         with recorded_statistics(self.model) as statistics:
             answers: Tensor = self.model(x)
-        return answers, statistics
+        _check_labels(y, tuple(answers.shape))
+        return (F.cross_entropy(answers, y) if needed else None), statistics
 
     def _robust(
         self, x: Tensor, y: Tensor, statistics: Mapping[str, Tensor], eps: float, step: int
@@ -176,17 +184,18 @@ class CertifiedLoss(nn.Module):
         ends = box_around(x, eps, self.clip, self.mean, self.std)
         return Box(*(end.reshape(len(x), *shape) for end in ends)).batched(shape)
 
-    def _report(self, parts: tuple[Tensor, ...], eps: float, step: int) -> None:
-        values = torch.stack(parts).detach().tolist()
-        self.parts = dict(zip(("loss", "clean", "robust", "regulariser"), values, strict=True))
-        self.parts["eps"] = eps
-        if not math.isfinite(values[0]):
-            bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
-            where = f"weights of {bad[0]} are not finite" if bad else "the weights are all finite"
-            raise TrainingStopped(
-                f"the loss is {values[0]} in step {step} (clean {values[1]:.4g}, robust "
-                f"{values[2]:.4g}, eps {eps:.4g}); {where}. Lower the learning rate, lengthen the "
-                "ramp, clip gradients; the last good checkpoint is untouched")
+    def _report(self, parts: Mapping[str, Tensor | None], eps: float, step: int) -> None:
+        there = {name: value for name, value in parts.items() if value is not None}
+        values = torch.stack(list(there.values())).detach().tolist()
+        self.parts = {**dict(zip(there, values, strict=True)), "eps": eps}
+        if math.isfinite(self.parts["loss"]):
+            return
+        bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
+        where = f"weights of {bad[0]} are not finite" if bad else "the weights are all finite"
+        said = ", ".join(f"{name} {value:.4g}" for name, value in self.parts.items())
+        raise TrainingStopped(
+            f"the loss is not finite in step {step} ({said}); {where}. Lower the learning rate, "
+            "lengthen the ramp, clip gradients; the last good checkpoint is untouched")
 
 
 def box_around(
@@ -215,15 +224,14 @@ def box_around(
     return low, high
 
 
-def _check_labels(y: Tensor, answers: Tensor) -> None:
-    if answers.dim() != 2:
-        raise BadInput(f"the model must answer (B, classes), it answered {tuple(answers.shape)}")
-    if y.dtype != torch.int64 or y.shape != answers.shape[:1]:
-        raise BadInput(f"labels are int64 of shape ({len(answers)},), got {y.dtype} "
-                       f"{tuple(y.shape)}")
+def _check_labels(y: Tensor, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise BadInput(f"the model must answer (B, classes), it answered {shape}")
+    if y.dtype != torch.int64 or y.shape != shape[:1]:
+        raise BadInput(f"labels are int64 of shape ({shape[0]},), got {y.dtype} {tuple(y.shape)}")
     low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= answers.shape[1]:
-        raise BadInput(f"labels from {low} to {high}; the model has {answers.shape[1]} classes")
+    if low < 0 or high >= shape[1]:
+        raise BadInput(f"labels from {low} to {high}; the model has {shape[1]} classes")
 
 
 def _warn_of_units(eps: float, clip: tuple[float, float] | None) -> None:

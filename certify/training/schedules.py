@@ -40,11 +40,11 @@ class Ramp:
             return done / length
         bend = _MIDDLE * length
         # value and slope of c t^4 meet those of the line at the bend
-        c: float = 1.0 / ((length - bend) * _POWER * bend ** (_POWER - 1) + bend**_POWER)
+        c = 1.0 / ((length - bend) * _POWER * bend ** (_POWER - 1) + bend**_POWER)
         if done < bend:
-            return c * done**_POWER
+            return float(c * done**_POWER)
         at_bend = c * bend**_POWER
-        return at_bend + (1.0 - at_bend) * (done - bend) / (length - bend)
+        return float(at_bend + (1.0 - at_bend) * (done - bend) / (length - bend))
 
 
 @dataclass(frozen=True)

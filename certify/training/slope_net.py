@@ -7,6 +7,7 @@ slopes, so both networks simply minimise the bounded loss; no inner optimisation
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,11 @@ class SlopeNet(nn.Module):
                 continue
             ranges = step.curve.slopes(step.site, *step.operands(found.state.bounds))
             slopes[step.index] = tuple(
-                self._slope(code, f"{step.index}_{k}", r.low, r.high)
+                self._slope(code, f"{step.index}_{k}", r, step.site.shape)
                 for k, r in enumerate(ranges))
         return slopes
 
-    def _slope(self, code: Tensor, name: str, low: Tensor, high: Tensor) -> Tensor:
-        share = torch.sigmoid(self.heads[name](code)).view(len(code), 1, *low.shape[2:])
-        return low + share * (high - low)
+    def _slope(self, code: Tensor, name: str, allowed: Any, shape: tuple[int, ...]) -> Tensor:
+        share = torch.sigmoid(self.heads[name](code)).view(len(code), 1, *shape)
+        found: Tensor = allowed.low + share * (allowed.high - allowed.low)
+        return found

@@ -1,0 +1,1 @@
+"""Certified training on MNIST: four methods, two radii, one small network."""
