@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from certify.importers.datasets import Images
-from certify.training import CertifiedLoss, Ramp, Schedule, ibp_initialise, network
+from certify.training import Ascent, CertifiedLoss, Ramp, Schedule, ibp_initialise, network
 
 BATCH, RATE, CLIP = 128, 1e-3, 10.0
 DROPS = (0.7, 0.9)  # shares of the run after which the rate falls to a fifth
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ibp": {"epochs": 16, "options": {}},
-    "crown-ibp": {"epochs": 10, "options": {"beta": 0.5}},
-    "mtl-ibp": {"epochs": 14, "options": {"coefficient": {0.1: 0.2, 0.3: 0.6}}},
-    "sabr": {"epochs": 10, "options": {"small_box": {0.1: 0.6, 0.3: 0.8}, "steps": 3}},
+    "ibp": {"epochs": {0.1: 10, 0.3: 16}, "options": {}},
+    "crown-ibp": {"epochs": 5, "options": {"beta": 0.5}},
+    "mtl-ibp": {"epochs": 7, "options": {"coefficient": {0.1: 0.3, 0.3: 0.7}}},
+    "sabr": {"epochs": 6, "options": {"small_box": {0.1: 0.6, 0.3: 0.8}, "attack": (1, 2.0)}},
 }
 """Epochs, and what the method is told; a dictionary holds one value per radius."""
 TRAINED_AT = {0.1: 0.12, 0.3: 0.31}
@@ -46,16 +46,18 @@ def model() -> nn.Module:
 
 def certified_loss(net: nn.Module, method: str, eps: float, steps: int) -> CertifiedLoss:
     """The loss of a run: the radius ramps up over its first half."""
-    from certify.training import Ascent
-
-    given = {k: v[eps] if isinstance(v, dict) else v
-             for k, v in SETTINGS[method]["options"].items()}
-    beta, attack = given.pop("beta", 0.0), given.pop("steps", None)
-    if attack is not None:
-        given["attack"] = Ascent(attack, 0.7)
-    ramp = Ramp(steps // SETTINGS[method]["epochs"] // 2, steps // 2)
+    given = {k: at(v, eps) for k, v in SETTINGS[method]["options"].items()}
+    beta = given.pop("beta", 0.0)
+    if "attack" in given:
+        given["attack"] = Ascent(*given["attack"])
+    ramp = Ramp(steps // at(SETTINGS[method]["epochs"], eps) // 2, steps // 2)
     return CertifiedLoss(net, method, TRAINED_AT[eps], schedule=Schedule(ramp, beta=beta),
                          regularise=0.5, **given)
+
+
+def at(value: Any, eps: float) -> Any:
+    """A setting at a radius."""
+    return value[eps] if isinstance(value, dict) else value
 
 
 def _train(method: str, eps: float, images: Images) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def _train(method: str, eps: float, images: Images) -> dict[str, Any]:
     net = model()
     ibp_initialise(net)
     x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
-    epochs, batches = SETTINGS[method]["epochs"], len(x) // BATCH
+    epochs, batches = at(SETTINGS[method]["epochs"], eps), len(x) // BATCH
     steps = epochs * batches
     loss = certified_loss(net, method, eps, steps)
     optimiser = torch.optim.Adam(net.parameters(), RATE)
