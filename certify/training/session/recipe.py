@@ -1,0 +1,136 @@
+"""What to train and how: one frozen value, from a TOML file or from options."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from certify.core.errors import BadInput, UsageError, one_line
+from certify.importers.files import read_file, shown
+
+METHODS = ("standard", "pgd", "ibp", "crown-ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp")
+_SHARES = ("validation", "kappa_end", "beta_end")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        data: see `certify.importers.datasets.load_images`; the test split is never touched.
+        eps: radius trained for, in units of images in [0, 1].
+        method: one of `METHODS`.
+        arch: a name of `certify.training.session.networks.ARCHITECTURES`, or
+            ``package.module:function``.
+        epochs, warmup, ramp: in passes over the images: all of them; before the radius begins to
+            grow; and while it does.
+        batch: images per step.
+        rate: learning rate of Adam.
+        decay: the rate is multiplied by this at 80 % and 90 % of the epochs.
+        clip: gradients longer than this are scaled down.
+        l1: weight of the sum of absolute weights.
+        alpha: share of the bound in the expressive losses, and of the radius in SABR.
+        kappa_end, beta_end: weights of the clean loss and of the linear bound after the ramp.
+        attack_steps, attack_step: inside the losses; the step in radii.
+        validation: share of the training images that is held out to choose the epoch; 0: the last
+            epoch is the result.
+        every: epochs between two validations, and between two checkpoints.
+        seed: of everything random.
+        threads: of torch; the same number gives the same bits.
+    """
+
+    data: str
+    eps: float
+    method: str = "ibp"
+    arch: str = "mlp"
+    epochs: int = 30
+    warmup: int = 1
+    ramp: int = 15
+    batch: int = 128
+    rate: float = 1e-3
+    decay: float = 0.2
+    clip: float = 10.0
+    l1: float = 0.0
+    alpha: float = 0.1
+    kappa_end: float = 0.0
+    beta_end: float = 0.0
+    attack_steps: int = 3
+    attack_step: float = 0.7
+    validation: float = 0.1
+    every: int = 1
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"method {self.method!r} is unknown; choose one of "
+                             f"{', '.join(METHODS)}")
+        for name in ("epochs", "batch", "every", "threads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.warmup < 0 or self.ramp < 0 or self.warmup + self.ramp > self.epochs:
+            raise UsageError(f"warmup {self.warmup} and ramp {self.ramp} must fit into "
+                             f"{self.epochs} epochs")
+        if not 0 < self.eps < 1 or not self.rate > 0 or not self.clip > 0:
+            raise UsageError(f"eps {self.eps:g} must lie between 0 and 1 (images lie in [0, 1]; "
+                             "write 8/255 for eight grey levels), rate and clip above 0")
+        if not 0 < self.alpha <= 1:
+            raise UsageError(f"alpha must lie above 0 and at most at 1, got {self.alpha}")
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def read_recipe(path: str | Path, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe in a TOML file; its keys are the fields of `Recipe`.
+
+    Args:
+        changes: fields to put in the place of the file's.
+
+    Raises:
+        BadInput: not TOML, an unknown key, or a value of another type.
+        UsageError: values that make no recipe.
+    """
+    try:
+        found = tomllib.loads(read_file(path).data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise BadInput(f"{shown(path)}: not TOML: {one_line(problem, 100)}") from None
+    return recipe_from({**found, **changes}, shown(path))
+
+
+def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
+    """A recipe from plain values; ``eps`` may be text such as ``8/255``.
+
+    Raises:
+        BadInput: an unknown or a missing key, or a value of another type.
+        UsageError: values that make no recipe.
+    """
+    kinds = {f.name: str(f.type) for f in fields(Recipe)}
+    unknown = sorted(set(values) - set(kinds))
+    missing = [key for key in ("data", "eps") if key not in values]
+    if unknown or missing:
+        words = [f"unknown key {one_line(', '.join(unknown), 80)!r}"] if unknown else []
+        words += [f"no {' and no '.join(missing)}"] if missing else []
+        raise BadInput(f"{name}: {'; '.join(words)}; the keys are {', '.join(kinds)}")
+    return Recipe(**{key: _typed(key, value, kinds[key], name) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any, kind: str, name: str) -> Any:
+    if kind == "float" and isinstance(value, str):
+        top, slash, bottom = value.partition("/")
+        try:
+            return float(top) / float(bottom) if slash else float(value)
+        except (ValueError, ZeroDivisionError):
+            value = None
+    wanted = {"float": (int, float), "int": (int,), "str": (str,)}[kind]
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise BadInput(f"{name}: {key} must be {'text' if kind == 'str' else 'a number'}"
+                       f"{', a whole one' if kind == 'int' else ''}, got {one_line(value, 40)!r}")
+    return float(value) if kind == "float" else value
