@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from certify.core.errors import BadInput
 from certify.importers.datasets import Images
-from certify.training.session.networks import make_network
+from certify.training.session.networks import keep_widths, make_network
 from certify.training.session.objective import Objective, lower_margins
 from certify.training.session.recipe import Recipe
 from certify.training.session.store import Store
@@ -77,6 +77,8 @@ class _Run:
     def begin(cls, recipe: Recipe, images: Images, folder: Path) -> _Run:
         store = Store(folder, {**recipe.plain(), "data_sha256": images.sha256})
         model = make_network(recipe.arch, images.shape, images.num_classes, recipe.seed)
+        if recipe.bounded and ":" not in recipe.arch:
+            keep_widths(model)
         own, held = split(images, recipe.validation, recipe.seed)
         steps = math.ceil(len(own) / recipe.batch)
         optimiser = torch.optim.Adam(model.parameters(), lr=recipe.rate)

@@ -15,7 +15,7 @@ Make = Callable[[tuple[int, ...], int], nn.Module]
 
 
 def make_network(arch: str, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """A network for images of ``shape``, initialised from ``seed``.
+    """A network for images of ``shape``, initialised from ``seed`` as torch does it.
 
     Args:
         arch: a name of `ARCHITECTURES`, or ``package.module:function`` (no arguments).
@@ -36,7 +36,6 @@ def make_network(arch: str, shape: tuple[int, ...], classes: int, seed: int) -> 
     except (RuntimeError, ValueError, IndexError) as problem:
         raise BadInput(f"{arch} does not fit images of shape {shape}: "
                        f"{one_line(problem, 120)}") from None
-    keep_widths(model)
     return model
 
 

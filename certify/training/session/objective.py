@@ -21,7 +21,6 @@ from certify.bounds.program import prepare
 from certify.core.graph import Graph
 from certify.core.region import Box
 from certify.core.semantics import Semantics
-from certify.core.spec import Spec
 from certify.importers.torch_graph import from_torch
 from certify.training.session.recipe import Recipe
 
@@ -129,13 +128,20 @@ def lower_margins(graph: Graph, lower: Tensor, upper: Tensor, y: Tensor, method:
     program = prepare(graph, lower.dtype, lower.device)
     shape = program.shape(program.output)
     classes = int(torch.Size(shape).numel())
-    rows = torch.from_numpy(Spec.classify(y.cpu().numpy(), classes).rows().y).to(lower)
+    rows = margin_rows(y, classes).to(lower)
     inputs = program.shape(program.inputs[0])
     region = Box(lower.reshape(len(y), *inputs), upper.reshape(len(y), *inputs)).batched(inputs)
     chosen = METHODS[method]
     state = analyse(program, region, chosen, Semantics.SEARCH, Limits(), Alpha())
     wanted = {program.output: rows.reshape(len(y), -1, *shape)}
     return lower_rows(state, wanted, chosen, Alpha())[0]
+
+
+def margin_rows(y: Tensor, classes: int) -> Tensor:
+    """Coefficients ``(B, K - 1, K)`` of label minus other, in the order of the others."""
+    eye = torch.eye(classes, device=y.device)
+    others = (eye[y] == 0).nonzero()[:, 1].reshape(len(y), -1)
+    return eye[y].unsqueeze(1) - eye[others]
 
 
 def robust_cross_entropy(margins: Tensor) -> Tensor:

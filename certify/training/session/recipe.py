@@ -83,6 +83,11 @@ class Recipe:
         if not 0 < self.alpha <= 1:
             raise UsageError(f"alpha must lie above 0 and at most at 1, got {self.alpha}")
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the loss has a bound in it; weights then begin as intervals like them."""
+        return self.method not in ("standard", "pgd")
+
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
