@@ -56,7 +56,8 @@ def test_everything_is_written_and_equals_the_python_answer(
     module.load_state_dict(torch.load(place / "net.pt"))
     graph = certify.from_torch(module, torch.zeros(1, 1, 2, 2))
     for row in summary["rows"]:
-        found = certify.evaluate(graph, data["x"], data["y"], row["eps"], verifier="crown")
+        found = certify.evaluate(graph, data["x"], data["y"], row["eps"], verifier="crown",
+                                 attack="none")
         assert (row["clean"], row["certified"]) == (found.clean, found.certified)
         assert row["clean"] < 100 and 0 < row["certified"] <= row["attacked"] <= row["clean"]
     picture = (out / "accuracy.svg").read_text()
@@ -67,18 +68,19 @@ def test_everything_is_written_and_equals_the_python_answer(
 def test_shards_and_a_second_run_give_the_same_lines(place: Path, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert call(place, "--out", str(whole), "--workers", "2") == 0
-    assert call(place, "--out", str(parts), "--shard", "2/2") == 0
+    quick = ["--attack", "quick", "--out"]
+    assert call(place, *quick, str(whole), "--workers", "2") == 0
+    assert call(place, *quick, str(parts), "--shard", "2/2") == 0
     assert "3 of 6 blocks finished" in capsys.readouterr().out
-    assert call(place, "--out", str(parts), "--shard", "1/2") == 0
+    assert call(place, *quick, str(parts), "--shard", "1/2") == 0
     lines = (whole / "examples.jsonl").read_text()
     assert (parts / "examples.jsonl").read_text() == lines
     cut = (whole / "items.jsonl").read_bytes().splitlines(keepends=True)
     (whole / "items.jsonl").write_bytes(b"".join(cut[:3]) + cut[3][:50])  # torn by a kill
-    assert call(place, "--out", str(whole)) == 0
+    assert call(place, *quick, str(whole)) == 0
     assert "3 of 6 done before, going on" in capsys.readouterr().err
     assert (whole / "examples.jsonl").read_text() == lines
-    assert call(place, "--out", str(whole), "--norm", "2") == 2
+    assert call(place, *quick, str(whole), "--norm", "2") == 2
     assert "norm was \"inf\" and is now \"2\"" in capsys.readouterr().err
 
 
