@@ -211,7 +211,8 @@ def test_architectures_fit_and_keep_interval_widths() -> None:
     model = make_network("mlp", (1, 8, 8), 10, 0)
     keep_widths(model)
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    assert float(first.weight.detach().std()) == pytest.approx(math.sqrt(2 * math.pi) / 64, rel=0.03)
+    wanted = math.sqrt(2 * math.pi) / 64
+    assert float(first.weight.detach().std()) == pytest.approx(wanted, rel=0.03)
 
 
 @pytest.mark.parametrize(("text", "error", "words"), [
