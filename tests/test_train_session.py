@@ -1,4 +1,4 @@
-"""Training runs: schedules, losses, the held-out images, resuming to the bit, bad input."""
+"""Training runs: the held-out images, resuming to the bit, bad input."""
 
 from __future__ import annotations
 
@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import certify
 from certify.core.errors import BadInput, CannotWrite, CertifyError, UsageError
 from certify.importers.datasets import Images, load_images
+from certify.training import CertifiedLoss, TrainingStopped
 from certify.training.session.loop import split, train
-from certify.training.session.networks import ARCHITECTURES, keep_widths, make_network
-from certify.training.session.objective import (
-    Objective,
-    lower_margins,
-    margin_rows,
-    robust_cross_entropy,
-    smoothed,
-)
-from certify.training.session.recipe import METHODS, Recipe, read_recipe, recipe_from
+from certify.training.session.objective import make_network
+from certify.training.session.recipe import Recipe, read_recipe, recipe_from
 
 SHORT = Recipe("digits", 0.05, "ibp", epochs=4, warmup=1, ramp=2, batch=64, rate=2e-3)
 
@@ -39,76 +31,33 @@ def silent(line: dict[str, Any], epochs: int) -> None:
     return
 
 
-def test_the_radius_begins_at_zero_ends_exactly_and_has_no_kink() -> None:
-    begin, end, most = 100, 500, 0.3
-    values = [smoothed(step, begin, end, most) for step in range(end + 2)]
-    assert values[:101] == [0.0] * 101 and values[end] == most == values[end + 1]
-    rises = np.diff(values[begin:end])
-    assert (rises >= 0).all() and abs(rises[99] - rises[101]) < 0.06 * rises[101]
-    assert rises[:100].max() <= rises[101] * 1.001
-    assert smoothed(7, 7, 7, most) == most
+@pytest.mark.parametrize("method", ["standard", "pgd", "crown-ibp", "sabr", "mtl-ibp", "taps",
+                                    "learned-slopes"])
+def test_every_kind_of_method_trains_and_resumes(images: Images, tmp_path: Path,
+                                                 method: str) -> None:
+    recipe = replace(SHORT, method=method, arch="mlp-small", epochs=2, ramp=0, validation=0.0)
+    small = images.take(slice(0, 128))
+    whole = train(recipe, small, tmp_path / "whole", silent)
+
+    def stop(line: dict[str, Any], epochs: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, small, tmp_path / "parts", stop)
+    parts = train(recipe, small, tmp_path / "parts", silent)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name])
+    last = json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eps"] == (0.0 if method == "standard" else 0.05) and last["loss"] > 0
 
 
-def test_elision_makes_margins_no_looser_and_rows_come_in_order() -> None:
-    assert margin_rows(torch.tensor([1, 0]), 3).tolist() == [
-        [[-1, 1, 0], [0, 1, -1]], [[1, -1, 0], [1, 0, -1]]]
-    model = make_network("mlp", (1, 8, 8), 10, 0)
-    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
-    graph = certify.from_torch(model, torch.zeros(1, 1, 8, 8))
-    lower, upper = (x - 0.02).clamp(0, 1), (x + 0.02).clamp(0, 1)
+def test_batch_norm_is_settled_at_the_end_of_an_epoch(images: Images, tmp_path: Path) -> None:
+    recipe = replace(SHORT, arch="own_factories:normalised", epochs=1, ramp=0, validation=0.0)
+    model = train(recipe, images.take(slice(0, 200)), tmp_path / "run", silent)
+    x = torch.from_numpy(images.x[:200])
     with torch.no_grad():
-        folded = lower_margins(graph, lower, upper, y, "ibp")
-        found = certify.bound(graph, certify.Box(lower[:, None], upper[:, None]), "ibp",
-                              semantics="search")
-    rows = margin_rows(y, 10)
-    apart = (rows.clamp(min=0) @ found.lower.reshape(6, 10, 1)
-             + rows.clamp(max=0) @ found.upper.reshape(6, 10, 1))[..., 0]
-    assert (folded >= apart - 1e-5).all() and (folded > apart + 1e-3).any()
-    points = lower + (upper - lower) * torch.rand(50, 6, 1, 8, 8)
-    with torch.no_grad():
-        scores = model(points.flatten(0, 1)).reshape(50, 6, 10, 1)
-    assert ((rows @ scores)[..., 0].amin(0) >= folded - 1e-5).all()
-
-
-def test_losses_are_ordered_between_attack_and_bound(images: Images) -> None:
-    model = make_network("mlp", (1, 8, 8), 10, 1)
-    keep_widths(model)
-    x, y = torch.from_numpy(images.x[:40]), torch.from_numpy(images.y[:40])
-    values = {}
-    for method in METHODS[1:]:
-        made = Objective(replace(SHORT, method=method, alpha=0.3), model, (1, 8, 8), 1)
-        loss = made(x, y, 3)
-        loss.backward()
-        values[method] = float(loss.detach())
-        assert made.parts["eps"] == 0.05 and made.parts["robust"] == pytest.approx(values[method])
-    for method in ("cc-ibp", "mtl-ibp", "exp-ibp"):
-        assert values["pgd"] <= values[method] + 1e-6 <= values["ibp"] + 2e-6
-    assert values["cc-ibp"] <= values["mtl-ibp"] + 1e-6
-    assert values["exp-ibp"] <= values["mtl-ibp"] + 1e-6
-    assert values["sabr"] <= values["ibp"] + 1e-6
-    assert robust_cross_entropy(torch.zeros(3, 9)).item() == pytest.approx(math.log(10))
-
-
-def test_the_gradient_is_that_of_the_loss(images: Images) -> None:
-    model = make_network("mlp", (1, 8, 8), 10, 2).double()
-    x, y = torch.from_numpy(images.x[:8]).double(), torch.from_numpy(images.y[:8])
-    graph = certify.from_torch(model, torch.zeros(1, 1, 8, 8, dtype=torch.float64))
-    weight = model.get_parameter("5.weight")
-
-    def loss() -> torch.Tensor:
-        lower, upper = (x - 0.01).clamp(0, 1), (x + 0.01).clamp(0, 1)
-        return robust_cross_entropy(lower_margins(graph, lower, upper, y, "crown-ibp"))
-
-    (gradient,) = torch.autograd.grad(loss(), weight)
-    for place in ((0, 0), (3, 7), (9, 40)):
-        values = []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                weight[place] += step
-                values.append(float(loss()))
-                weight[place] -= step
-        assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(gradient[place]), rel=1e-4,
-                                                               abs=1e-8)
+        mean = model.get_submodule("1")(x.flatten(1)).mean(0)
+    assert torch.allclose(model.get_buffer("2.running_mean"), mean, atol=1e-5)
 
 
 def test_held_out_images_are_apart_and_of_all_classes(images: Images) -> None:
@@ -187,39 +136,39 @@ def test_a_folder_is_one_run(images: Images, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BadInput, match=r"the loss is nan at step 0 \(epoch 0\)"):
+    with pytest.raises(TrainingStopped, match="the loss is (nan|inf) in step 0"):
         train(replace(SHORT, arch="own_factories:exploding"), images, tmp_path / "a", silent)
-    call = Objective.__call__
+    report = CertifiedLoss._report
 
-    def late(self: Objective, x: torch.Tensor, y: torch.Tensor, step: int) -> torch.Tensor:
-        return call(self, x, y, step) * (math.nan if step >= 7 else 1.0)
+    def late(self: CertifiedLoss, parts: tuple[torch.Tensor, ...], eps: float, step: int) -> None:
+        report(self, tuple(p * (math.nan if step >= 7 else 1.0) for p in parts), eps, step)
 
-    monkeypatch.setattr(Objective, "__call__", late)
-    with pytest.raises(BadInput, match="the last good checkpoint is kept"):
+    monkeypatch.setattr(CertifiedLoss, "_report", late)
+    with pytest.raises(TrainingStopped, match="the last good checkpoint is untouched"):
         train(SHORT, images, tmp_path / "b", silent)
     assert torch.load(tmp_path / "b" / "last.pt", weights_only=True)["epoch"] == 1
 
 
-def test_architectures_fit_and_keep_interval_widths() -> None:
-    for name in ARCHITECTURES:
-        model = make_network(name, (1, 28, 28), 10, 0)
-        assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    with pytest.raises(BadInput, match="dm-small does not fit images"):
-        make_network("dm-small", (1, 4, 4), 10, 0)
-    with pytest.raises(BadInput, match="choose one of mlp"):
-        make_network("cnn99", (1, 4, 4), 10, 0)
-    model = make_network("mlp", (1, 8, 8), 10, 0)
-    keep_widths(model)
-    first = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    wanted = math.sqrt(2 * math.pi) / 64
-    assert float(first.weight.detach().std()) == pytest.approx(wanted, rel=0.03)
+def test_networks_come_from_the_seed_and_the_recipe(images: Images) -> None:
+    one, two = (make_network(replace(SHORT, seed=s), images).state_dict() for s in (0, 1))
+    assert not torch.equal(one["1.weight"], two["1.weight"])
+    assert float(one["1.weight"].std()) == pytest.approx(math.sqrt(2 * math.pi) / 64, rel=0.03)
+    plain = make_network(replace(SHORT, method="standard"), images).state_dict()
+    assert float(plain["1.weight"].abs().max()) <= 1 / 8  # torch's own
+    with pytest.raises(BadInput, match="too small for dm-medium"):
+        make_network(replace(SHORT, arch="dm-medium"), images)
+    flat = replace(images, x=images.x.reshape(len(images), -1))
+    with pytest.raises(BadInput, match=r"takes images \(C, H, W\)"):
+        make_network(SHORT, flat)
 
 
 @pytest.mark.parametrize(("text", "error", "words"), [
     ("data = 'digits'", BadInput, "no eps"),
     ("data = 'digits'\neps = 0.1\nepoch = 3", BadInput, "unknown key 'epoch'"),
     ("data = 'digits'\neps = '8:255'", BadInput, "eps must be a number"),
-    ("data = 'digits'\neps = 0.1\nepochs = 3.5", BadInput, "a whole one, got '3.5'"),
+    ("data = 'digits'\neps = 0.1\nepochs = 3.5", BadInput, "a whole number, got '3.5'"),
+    ("data = 'digits'\neps = 0.1\nfusion = 1", BadInput, "fusion must be true or false"),
+    ("data = 'digits'\neps = 0.1\nepochs = true", BadInput, "a whole number, got 'True'"),
     ("data = 'digits'\neps = 0.1\nmethod = 3", BadInput, "method must be text"),
     ("data = 'digits'\neps = 0.1\nmethod = 'best'", UsageError, "choose one of standard"),
     ("data = 'digits'\neps = 8", UsageError, "write 8/255 for eight grey levels"),

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 _EPILOG = """CONFIG is a TOML file; its keys are those of the options, with _ for -, and
 
-  l1 = 0.0             weight of the sum of absolute weights
+  regularise, l1       weights of Shi's regularisers and of the sum of absolute weights
+  small_box, shrink    of SABR; fusion = true, of CROWN-IBP
   clip = 10.0          longest gradient
   decay = 0.2          of the rate, at 80 % and 90 % of the epochs
   kappa_end, beta_end  weights of clean loss and linear bound after the ramp
-  attack_steps, attack_step   inside the losses; a step is in radii
+  attack_steps, attack_step, attack_decay, attack_enlarge   inside the losses, in radii
   every = 1            epochs between two checkpoints and validations
   threads = 1          of torch: the same number gives the same bits
 
@@ -31,8 +32,8 @@ Options win over the file. The epoch is chosen on held-out training images; the 
 looked at once, at the end. The same command goes on where it was interrupted and ends in the same
 weights. DIR then holds recipe.json, metrics.jsonl, last.pt, best.pt, weights.pt, model.onnx,
 eval/ (see certify eval) and, with --queries N, queries/ and instances.csv for certify bench."""
-_OPTIONS = ("data", "eps", "method", "arch", "epochs", "warmup", "ramp", "batch", "rate", "alpha",
-            "validation", "seed")
+_OPTIONS = ("data", "eps", "norm", "method", "arch", "epochs", "warmup", "ramp", "batch", "rate",
+            "alpha", "validation", "seed")
 
 
 def add(commands: Any) -> None:
@@ -46,16 +47,18 @@ def add(commands: Any) -> None:
     parser.add_argument("--data", metavar="DATA",
                         help="'digits', .npz, MNIST's folder, or a folder of images")
     parser.add_argument("--eps", type=radius, metavar="R", help="radius, for example 8/255")
-    parser.add_argument("--method", help="standard, pgd, ibp, crown-ibp, sabr, mtl-ibp, cc-ibp or "
-                                         "exp-ibp (default: ibp)")
-    parser.add_argument("--arch", help="mlp, cnn3, dm-small, or package.module:function")
+    parser.add_argument("--norm", choices=("inf", "2", "1"), help="default: inf")
+    parser.add_argument("--method", help="standard, pgd, ibp, crown-ibp, crown, alpha, sabr, "
+                        "cc-ibp, mtl-ibp, exp-ibp, taps, staps or learned-slopes (default: ibp)")
+    parser.add_argument("--arch", help="mlp, cnn3, dm-small, dm-medium, dm-large, cnn5, cnn7, "
+                        "resnet-small ..., or package.module:function (default: mlp)")
     parser.add_argument("--epochs", type=count, metavar="N")
     parser.add_argument("--warmup", type=whole, metavar="N", help="epochs at radius 0")
     parser.add_argument("--ramp", type=whole, metavar="N", help="epochs while the radius grows")
     parser.add_argument("--batch", type=count, metavar="N", help="images per step")
     parser.add_argument("--rate", type=fraction, metavar="R", help="learning rate of Adam")
     parser.add_argument("--alpha", type=fraction, metavar="A",
-                        help="of the expressive losses and of SABR")
+                        help="share of the bound in CC-, MTL- and Exp-IBP")
     parser.add_argument("--validation", type=fraction, metavar="SHARE",
                         help="of the training images, to choose the epoch by")
     parser.add_argument("--seed", type=seed, metavar="N")
@@ -134,9 +137,10 @@ def _evaluation(recipe: Recipe, out: Path, options: argparse.Namespace) -> argpa
     """What ``certify eval`` is asked about the exported network."""
     return argparse.Namespace(
         model=str(out / "model.onnx"), factory=None, data=recipe.data, split="test",
-        eps=[recipe.eps], norm="inf", verifier="union", attack="full", timeout=options.timeout,
-        semantics="real", limit=options.limit, out=str(out / "eval"), shard=None, workers=1,
-        seed=recipe.seed, device="cpu", memory=None, quiet=options.quiet, verbose=False)
+        eps=[recipe.eps], norm=recipe.norm, verifier="union", attack="full",
+        timeout=options.timeout, semantics="real", limit=options.limit, out=str(out / "eval"),
+        shard=None, workers=1, seed=recipe.seed, device="cpu", memory=None,
+        quiet=options.quiet, verbose=False)
 
 
 class _Teller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certify.core.errors import BadInput
+from certify.bounds.methods import bound
+from certify.core.graph import Graph
+from certify.core.region import L1, L2, Linf
 from certify.importers.datasets import Images
-from certify.training.session.networks import keep_widths, make_network
-from certify.training.session.objective import Objective, lower_margins
+from certify.importers.torch_graph import from_torch
+from certify.training.batch_norm import has_batch_norm, precise_batch_norm
+from certify.training.bounder import margin_rows
+from certify.training.session.objective import Objective, make_network, make_objective
 from certify.training.session.recipe import Recipe
 from certify.training.session.store import Store
 
 Tell = Callable[[dict[str, Any], int], None]
 BEST = "best.pt"
 _CHUNK = 256
+_REGIONS: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
@@ -46,7 +52,7 @@ def train(recipe: Recipe, images: Images, folder: Path, tell: Tell) -> nn.Module
         threads it is the same to the bit however often the run was interrupted.
 
     Raises:
-        BadInput: a loss that is not finite; the last good checkpoint is kept.
+        TrainingStopped: a loss that is not finite; the last good checkpoint is kept.
         UsageError: the folder belongs to another run.
         CannotWrite: the folder cannot be written.
     """
@@ -67,6 +73,7 @@ class _Run:
     images: Images
     held: Images
     model: nn.Module
+    steps: int
     objective: Objective
     optimiser: torch.optim.Optimizer
     epoch: int = 0
@@ -76,21 +83,19 @@ class _Run:
     @classmethod
     def begin(cls, recipe: Recipe, images: Images, folder: Path) -> _Run:
         store = Store(folder, {**recipe.plain(), "data_sha256": images.sha256})
-        model = make_network(recipe.arch, images.shape, images.num_classes, recipe.seed)
-        if recipe.bounded and ":" not in recipe.arch:
-            keep_widths(model)
+        model = make_network(recipe, images)
         own, held = split(images, recipe.validation, recipe.seed)
         steps = math.ceil(len(own) / recipe.batch)
-        optimiser = torch.optim.Adam(model.parameters(), lr=recipe.rate)
-        run = cls(recipe, store, own, held, model.train(),
-                  Objective(recipe, model, images.shape, steps), optimiser)
+        objective = make_objective(recipe, model, steps)
+        optimiser = torch.optim.Adam(objective.learned().parameters(), lr=recipe.rate)
+        run = cls(recipe, store, own, held, model.train(), steps, objective, optimiser)
         run._take_up(store.last())
         return run
 
     def _take_up(self, state: dict[str, Any] | None) -> None:
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
+        self.objective.learned().load_state_dict(state["learned"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch = state["epoch"]
         self.best = None if state["best"] is None else tuple(state["best"])
@@ -115,7 +120,8 @@ class _Run:
         return self.model.eval()
 
     def _state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+        return {"learned": self.objective.learned().state_dict(),
+                "optimiser": self.optimiser.state_dict(),
                 "epoch": self.epoch, "best": self.best}
 
     def _one_epoch(self) -> dict[str, Any]:
@@ -127,25 +133,21 @@ class _Run:
         sums: dict[str, float] = {}
         for number, start in enumerate(range(0, count, recipe.batch)):
             index = order[start : start + recipe.batch]
-            step = self.epoch * self.objective.steps_per_epoch + number
-            loss = self._step(torch.from_numpy(self.images.x[index]),
-                              torch.from_numpy(self.images.y[index]), step)
-            for name, value in {**self.objective.parts, "loss": loss}.items():
+            step = self.epoch * self.steps + number
+            self._step(torch.from_numpy(self.images.x[index]),
+                       torch.from_numpy(self.images.y[index]), step)
+            for name, value in self.objective.parts.items():
                 sums[name] = sums.get(name, 0.0) + value * len(index)
+        if has_batch_norm(self.model):
+            precise_batch_norm(self.model, torch.split(torch.from_numpy(self.images.x), _CHUNK))
         means = {name: total / count for name, total in sums.items()}
         return {"epoch": self.epoch, **means, "eps": self.objective.parts["eps"]}
 
-    def _step(self, x: Tensor, y: Tensor, step: int) -> float:
+    def _step(self, x: Tensor, y: Tensor, step: int) -> None:
         self.optimiser.zero_grad()
-        loss = self.objective(x, y, step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise BadInput(f"the loss is {value} at step {step} (epoch {self.epoch}); the last "
-                           "good checkpoint is kept: lower the rate, or lengthen the ramp")
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.objective(x, y, step).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.objective.learned().parameters(), self.recipe.clip)
         self.optimiser.step()
-        return value
 
     def _validate(self) -> dict[str, Any]:
         """Accuracy on the held-out images; the best epoch at the full radius is kept."""
@@ -156,8 +158,7 @@ class _Run:
                 part = self.held.take(slice(start, start + _CHUNK))
                 x, y = torch.from_numpy(part.x), torch.from_numpy(part.y)
                 clean += int((self.model(x).argmax(1) == y).sum())
-                lower, upper = ((x + s * self.recipe.eps).clamp(0, 1) for s in (-1, 1))
-                margins = lower_margins(self.objective.graph, lower, upper, y, "crown-ibp")
+                margins = self._margins(x, y)
                 robust += int((margins > 0).all(1).sum())
         self.model.train()
         score = (robust / len(self.held), clean / len(self.held))
@@ -166,3 +167,14 @@ class _Run:
             self.best = score
             self.store.save(BEST, self.model.state_dict())
         return {"validation_robust_estimate": score[0], "validation_clean": score[1]}
+
+    def _margins(self, x: Tensor, y: Tensor) -> Tensor:
+        """Lower bounds of the margins ``(B, K - 1)`` in plain floats."""
+        region = _REGIONS[self.recipe.norm](x.unsqueeze(1), self.recipe.eps, clip=(0.0, 1.0))
+        rows = margin_rows(y, self.images.num_classes, x)
+        return bound(self.graph, region, "crown-ibp", rows, semantics="search").lower
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The network, as it is now and as it will be: its parameters are live."""
+        return from_torch(self.model, torch.zeros(1, *self.images.shape))

@@ -11,8 +11,11 @@ from typing import Any
 from certify.core.errors import BadInput, UsageError, one_line
 from certify.importers.files import read_file, shown
 
-METHODS = ("standard", "pgd", "ibp", "crown-ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp")
-_SHARES = ("validation", "kappa_end", "beta_end")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "float": ((int, float), "a number"), "int": ((int,), "a whole number"),
+    "str": ((str,), "text"), "bool": ((bool,), "true or false"),
+}
+_SHARES = ("validation", "kappa_end", "beta_end", "small_box", "shrink")
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,23 @@ class Recipe:
     Attributes:
         data: see `certify.importers.datasets.load_images`; the test split is never touched.
         eps: radius trained for, in units of images in [0, 1].
-        method: one of `METHODS`.
-        arch: a name of `certify.training.session.networks.ARCHITECTURES`, or
+        method: ``standard``, or a name of `certify.training.methods.METHODS`.
+        arch: a name of `certify.training.architectures.ARCHITECTURES`, or
             ``package.module:function``.
+        norm: ``"inf"``, ``"2"`` or ``"1"``.
         epochs, warmup, ramp: in passes over the images: all of them; before the radius begins to
             grow; and while it does.
         batch: images per step.
         rate: learning rate of Adam.
         decay: the rate is multiplied by this at 80 % and 90 % of the epochs.
         clip: gradients longer than this are scaled down.
-        l1: weight of the sum of absolute weights.
-        alpha: share of the bound in the expressive losses, and of the radius in SABR.
+        regularise: weight of Shi et al.'s regularisers. l1: of the sum of absolute weights.
+        alpha: share of the bound in CC-, MTL- and Exp-IBP.
+        small_box, shrink: of SABR, see `certify.training.methods.Options`.
+        fusion: CROWN-IBP bounds the loss with one row.
         kappa_end, beta_end: weights of the clean loss and of the linear bound after the ramp.
-        attack_steps, attack_step: inside the losses; the step in radii.
+        attack_steps, attack_step, attack_decay, attack_enlarge: inside the losses, see
+            `certify.training.Ascent`.
         validation: share of the training images that is held out to choose the epoch; 0: the last
             epoch is the result.
         every: epochs between two validations, and between two checkpoints.
@@ -46,6 +53,7 @@ class Recipe:
     eps: float
     method: str = "ibp"
     arch: str = "mlp"
+    norm: str = "inf"
     epochs: int = 30
     warmup: int = 1
     ramp: int = 15
@@ -53,21 +61,27 @@ class Recipe:
     rate: float = 1e-3
     decay: float = 0.2
     clip: float = 10.0
+    regularise: float = 0.0
     l1: float = 0.0
     alpha: float = 0.1
+    small_box: float = 0.4
+    shrink: float = 1.0
+    fusion: bool = True
     kappa_end: float = 0.0
     beta_end: float = 0.0
     attack_steps: int = 3
     attack_step: float = 0.7
+    attack_decay: float = 1.0
+    attack_enlarge: float = 1.0
     validation: float = 0.1
     every: int = 1
     seed: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in known_methods():
             raise UsageError(f"method {self.method!r} is unknown; choose one of "
-                             f"{', '.join(METHODS)}")
+                             f"{', '.join(known_methods())}")
         for name in ("epochs", "batch", "every", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -82,6 +96,8 @@ class Recipe:
                              "write 8/255 for eight grey levels), rate and clip above 0")
         if not 0 < self.alpha <= 1:
             raise UsageError(f"alpha must lie above 0 and at most at 1, got {self.alpha}")
+        if self.norm not in ("inf", "2", "1"):
+            raise UsageError(f"norm {self.norm!r} is unknown; choose one of inf, 2, 1")
 
     @property
     def bounded(self) -> bool:
@@ -91,6 +107,13 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+def known_methods() -> tuple[str, ...]:
+    """Standard training, and every method of `certify.training.CertifiedLoss`."""
+    from certify.training.methods import METHODS
+
+    return ("standard", *METHODS)
 
 
 def read_recipe(path: str | Path, changes: Mapping[str, Any]) -> Recipe:
@@ -134,8 +157,7 @@ def _typed(key: str, value: Any, kind: str, name: str) -> Any:
             return float(top) / float(bottom) if slash else float(value)
         except (ValueError, ZeroDivisionError):
             value = None
-    wanted = {"float": (int, float), "int": (int,), "str": (str,)}[kind]
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        raise BadInput(f"{name}: {key} must be {'text' if kind == 'str' else 'a number'}"
-                       f"{', a whole one' if kind == 'int' else ''}, got {one_line(value, 40)!r}")
-    return float(value) if kind == "float" else value
+    wanted, words = _KINDS[kind]
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, wanted):
+        raise BadInput(f"{name}: {key} must be {words}, got {one_line(value, 40)!r}")
+    return float(str(value)) if kind == "float" else value
