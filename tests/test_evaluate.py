@@ -15,6 +15,7 @@ import certify
 from certify.bounds.decide import Decision
 from certify.core.errors import BadInput, UsageError
 from certify.evaluation import judge
+from certify.evaluation.block import described, findings_of
 from certify.evaluation.finding import Contradiction, Finding, tally
 from certify.evaluation.tightness import tightness
 from certify.importers.datasets import Images, load_images
@@ -114,6 +115,17 @@ def test_findings_survive_json_and_add_up() -> None:
     found = tally(every)
     assert (found.clean, found.certified, found.attacked, found.unknown) == (75, 25, 50, 25)
     assert found.certified_by == {"ibp": 25}
+
+
+def test_a_block_that_failed_is_unknown() -> None:
+    record = {"status": "crashed", "error": "killed", "key": "0.1:0", "result": None,
+              "item": {"eps": 0.1, "start": 5, "stop": 8, "first": True}}
+    found = findings_of(record)
+    assert [f.index for f in found] == [5, 6, 7] and found[0].why == "crashed: killed"
+    assert {f.status for f in found} == {"unknown"}
+    sums = tally(found)
+    assert (sums.certified, sums.attacked, sums.unknown) == (0, 100, 100)
+    assert described(record) == ("failed", "images 5 to 7, eps 0.1: killed", True)
 
 
 @pytest.mark.parametrize(("change", "error", "words"), [

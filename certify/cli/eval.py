@@ -197,7 +197,8 @@ def _report(records: Sequence[Mapping[str, Any]], total: int, out: Path,
     tight = [v for r in records if r["status"] == "done" for v in r["result"]["tightness"] or ()]
     failed = [r for r in records if r["status"] != "done"]
     lines = [as_text(rows), f"propagation tightness {sum(tight) / max(1, len(tight)):.3f}"]
-    lines += [f"failed: {r['key']}: {one_line(r.get('error', ''), 150)}" for r in failed[:5]]
+    lines += [f"failed, its images are unknown: {r['key']}: {one_line(r.get('error', ''), 150)}"
+              for r in failed[:5]]
     lines += [f"{len(records)} of {total} blocks finished"] if len(records) < total else []
     text = "\n".join(lines)
     summary = {"rows": rows, "tightness": sum(tight) / len(tight) if tight else None,

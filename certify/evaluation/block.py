@@ -47,11 +47,15 @@ def judge_block(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 
 def findings_of(record: Mapping[str, Any]) -> list[Finding]:
-    """The findings in a line of the journal; unknown where the worker came to no end."""
+    """The findings in a line of the journal.
+
+    Where the worker came to no end its images are unknown: not certified, and not known to be
+    misclassified or broken, so that upper bounds of accuracy stay upper bounds.
+    """
     if record["status"] == "done":
         return [Finding.read(f) for f in record["result"]["findings"]]
     item, why = record["item"], f"{record['status']}: {record.get('error', '')}"
-    return [Finding(i, item["eps"], -1, -2, why=why) for i in range(item["start"], item["stop"])]
+    return [Finding(i, item["eps"], -1, -1, why=why) for i in range(item["start"], item["stop"])]
 
 
 def described(record: Mapping[str, Any]) -> tuple[str, str, bool]:
