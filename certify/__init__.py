@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from certify.core.certificate import Certificate, Verdict, load_certificate
     from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
     from certify.core.spec import Spec
+    from certify.evaluation.evaluate import Evaluation, evaluate
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
     from certify.importers.torch_graph import from_torch
@@ -37,6 +38,7 @@ _HOME = {
     "Bounds": "certify.bounds.methods",
     "Box": "certify.core.region",
     "Certificate": "certify.core.certificate",
+    "Evaluation": "certify.evaluation.evaluate",
     "L0": "certify.core.region",
     "L1": "certify.core.region",
     "L2": "certify.core.region",
@@ -47,6 +49,7 @@ _HOME = {
     "Verdict": "certify.core.certificate",
     "bound": "certify.bounds.methods",
     "check": "certify.recheck",
+    "evaluate": "certify.evaluation.evaluate",
     "from_torch": "certify.importers.torch_graph",
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
@@ -58,9 +61,9 @@ _HOME = {
 }
 
 __all__ = [
-    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Linf", "Lp", "Product", "Spec", "Verdict",
-    "__version__", "bound", "check", "from_torch", "load", "load_array", "load_certificate",
-    "load_weights", "read_vnnlib", "smooth", "verify",
+    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product", "Spec",
+    "Verdict", "__version__", "bound", "check", "evaluate", "from_torch", "load",
+    "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
 ]
 
 

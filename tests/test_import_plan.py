@@ -33,9 +33,10 @@ PLAN = {
     "smoothing": {"core", "kernels"},
     "training": _BOUNDING,
     "verify": _BOUNDING | {"checker", "search", "smoothing"},
+    "evaluation": _BOUNDING | {"search", "verify"},
     "report": {"core"},
     "campaign": {"core"} | _DECIDING,
-    "cli": {"report", "campaign", "__init__"} | _DECIDING | _BOUNDING,
+    "cli": {"report", "campaign", "evaluation", "__init__"} | _DECIDING | _BOUNDING,
     "kernels": set(),
     "__main__": {"cli"},
 }
