@@ -12,6 +12,7 @@ import torch
 
 import certify
 from certify.cli.main import main
+from certify.evaluation import judge
 
 EPS = "0.01,1/20"
 
@@ -84,8 +85,11 @@ def test_shards_and_a_second_run_give_the_same_lines(place: Path, tmp_path: Path
     assert "norm was \"inf\" and is now \"2\"" in capsys.readouterr().err
 
 
-def test_a_contradiction_stops_the_run(place: Path, tmp_path: Path,
-                                       capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_contradiction_stops_the_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judge, "decide", judge.decide)  # the factory's lie ends with this test
     out = tmp_path / "out"
     again = ["--out", str(out), "--eps", "1/2", "--limit", "30"]
     assert call(place, *again, factory="own_factories:lying") == 5

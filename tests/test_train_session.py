@@ -136,7 +136,7 @@ def test_a_folder_is_one_run(images: Images, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(TrainingStopped, match="the loss is (nan|inf) in step 0"):
+    with pytest.raises(TrainingStopped, match="the loss is not finite in step 0"):
         train(replace(SHORT, arch="own_factories:exploding"), images, tmp_path / "a", silent)
     report = CertifiedLoss._report
 

@@ -45,10 +45,18 @@ def filled(x: Tensor, parity: int) -> Tensor:
     The four neighbours of a pixel it does not see are all its own.
     """
     import torch
-    from torch.nn.functional import conv2d
 
-    cross = x.new_tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
-    flat = x.reshape(-1, 1, *x.shape[-2:])
-    count = conv2d(torch.ones_like(flat[:1]), cross, padding=1)
-    mean = (conv2d(flat, cross, padding=1) / count.clamp_min(1)).view(x.shape)
-    return torch.where(checkerboard(tuple(x.shape), parity, x), x, mean)
+    total = _neighbours(x)
+    count = _neighbours(torch.ones_like(x[:1])).clamp_min(1)
+    return torch.where(checkerboard(tuple(x.shape), parity, x), x, total / count)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Sum of the four neighbours of every pixel; slices, for a convolution takes ten times as
+    long."""
+    total = x.new_zeros(x.shape)
+    total[..., 1:, :] += x[..., :-1, :]
+    total[..., :-1, :] += x[..., 1:, :]
+    total[..., 1:] += x[..., :-1]
+    total[..., :-1] += x[..., 1:]
+    return total
