@@ -96,11 +96,11 @@ def report(machine: dict[str, Any], records: Sequence[Any], options: argparse.Na
 def _setting(options: argparse.Namespace, finished: int) -> str:
     return (
         f"\n`python -m benchmarks.smoothing_mnist`: the first {finished} test images of "
-        f"{options.images}, n = {options.n}, n0 = 100, alpha = {options.alpha:g} per image and method. Convolutions 8 "
-        f"and "
-        f"16 (4x4, stride 2), 64 hidden units, {EPOCHS} epochs of Gaussian augmentation. Certified "
-        "accuracy in percent of all images; abstentions and errors count as radius 0, also in the "
-        "mean radius. Dual: one network for both branches, trained on halves; *equal noise*: the "
+        f"{options.images}, n = {options.n}, n0 = 100, alpha = {options.alpha:g} per image and "
+        f"method. Convolutions 8 and 16 (4x4, stride 2), 64 hidden units, {EPOCHS} epochs of "
+        "Gaussian augmentation. Certified accuracy in percent of all images; abstentions and "
+        "errors count as radius 0, also in the mean radius. Dual: one network for both branches, "
+        "trained on halves; *equal noise*: the "
         "same sigma per pixel; *equal cap*: sigma / sqrt(2), which gives the same largest radius.")
 
 
