@@ -67,7 +67,12 @@ __all__ = [
 ]
 
 
+_ROOMS = ("smoothing", "training")  # packages with public names of their own
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"certify.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOME[name]), name)

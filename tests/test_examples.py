@@ -26,7 +26,7 @@ def readme() -> str:
 def test_readme_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)[0]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
@@ -34,7 +34,24 @@ def test_readme_example_runs(
     assert certify.load_certificate("certificate.json").verdict is certify.Verdict.HOLDS
 
 
-@pytest.mark.parametrize("command", ["verify", "bench", "bound", "check", "supports"])
+def test_readme_snippets_run_on_a_module_and_images() -> None:
+    """All but the first, which runs by itself, and that of the weights file."""
+    import torch
+    from torch import nn
+
+    snippets = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)[2:]
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    names = {"certify": certify, "module": module, "images": torch.rand(2, 1, 4, 4),
+             "labels": torch.tensor([0, 2])}
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert [c.guarantee.confidence for c in names["certificates"]] == [0.999] * 2
+    assert names["loss"].parts["eps"] == 8 / 255 and module[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "bound", "check", "supports", "smooth",
+                                     "eval", "train", "report"])
 def test_readme_states_the_options_there_are(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,8 +140,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
         train(replace(SHORT, arch="own_factories:exploding"), images, tmp_path / "a", silent)
     report = CertifiedLoss._report
 
-    def late(self: CertifiedLoss, parts: tuple[torch.Tensor, ...], eps: float, step: int) -> None:
-        report(self, tuple(p * (math.nan if step >= 7 else 1.0) for p in parts), eps, step)
+    def late(self: CertifiedLoss, parts: dict, eps: float, step: int) -> None:
+        spoilt = {k: p if p is None or step < 7 else p * math.nan for k, p in parts.items()}
+        report(self, spoilt, eps, step)
 
     monkeypatch.setattr(CertifiedLoss, "_report", late)
     with pytest.raises(TrainingStopped, match="the last good checkpoint is untouched"):
