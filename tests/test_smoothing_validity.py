@@ -93,7 +93,7 @@ def test_slabs_under_other_noise() -> None:
 
 def test_peeking_after_every_look_is_allowed_in_sequential_mode() -> None:
     """Stop at the first look that certifies too much: the best case for a cheat."""
-    random, wrong, runs = np.random.default_rng(2), 0, 4000
+    random, wrong, runs = np.random.default_rng(2), 0, RUNS
     for _ in range(runs):
         selection, total = split(random, 9, SHARES), np.zeros(3, np.int64)
         for _ in range(12):
@@ -123,7 +123,7 @@ def test_peeking_with_the_fixed_rule_would_not_be() -> None:
 @pytest.mark.parametrize("radius", [0.29, 0.31])
 def test_decisions(radius: float) -> None:
     """Looked at after every batch until it is decided; "enough" is wrong beyond the distance."""
-    random, wrong, runs = np.random.default_rng(3), 0, 3000
+    random, wrong, runs = np.random.default_rng(3), 0, RUNS
     for _ in range(runs):
         selection, total = split(random, 9, SHARES), np.zeros(3, np.int64)
         for _ in range(10):
@@ -136,7 +136,7 @@ def test_decisions(radius: float) -> None:
     assert wrong <= allowed(runs)
 
 
-@pytest.mark.parametrize(("rule", "runs"), [("split-dual", 4000), ("split-dual-multi-class", 60)])
+@pytest.mark.parametrize(("rule", "runs"), [("split-dual", RUNS), ("split-dual-multi-class", 60)])
 def test_two_branches(rule: str, runs: int) -> None:
     """Each a half-space of its own half; the mean of the answers is known along both."""
     random, wrong = np.random.default_rng(4), 0
@@ -153,7 +153,7 @@ def test_two_branches(rule: str, runs: int) -> None:
 
 def test_variance_dual() -> None:
     """Selector and classifier are half-spaces: the radius is the smaller distance."""
-    random, wrong, runs = np.random.default_rng(5), 0, 4000
+    random, wrong, runs = np.random.default_rng(5), 0, RUNS
     near = [float(norm.cdf(0.2)), float(norm.sf(0.2))]
     for _ in range(runs):
         counts = {"sigma-selection": split(random, 9, near), "sigma-estimation":
