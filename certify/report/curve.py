@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from certify.report.smoothed import Run, abstention, average_radius, caption
+from certify.report.smoothed import Run, abstention, average_radius, caption, radii_of
 
 _WIDTH, _HEIGHT = 760, 470
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 230, 24, 92
@@ -15,7 +15,7 @@ _COLOURS = ("#1b6ca8", "#c0392b", "#2a7d2a", "#8e5ea2", "#b8860b", "#16a085", "#
 def curve(runs: Sequence[Run]) -> str:
     """One staircase per run: the share of inputs certified beyond each radius."""
     most = max([r.radius for run in runs for r in run.rows if r.correct], default=1.0) or 1.0
-    parts = _axes(most)
+    parts = _axes(most, [r for r in radii_of(runs) if r <= most])
     for number, run in enumerate(runs):
         colour = _COLOURS[number % len(_COLOURS)]
         dash = ' stroke-dasharray="5 4"' if run.envelope else ""
@@ -46,14 +46,16 @@ def _steps(run: Run, most: float) -> str:
     return " ".join(f"{_x(r, most):.1f},{_y(s):.1f}" for r, s in corners)
 
 
-def _axes(most: float) -> list[str]:
+def _axes(most: float, radii: Sequence[float]) -> list[str]:
     bottom, right, parts = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, []
-    for k in range(6):
-        x, y = _x(most * k / 5, most), _y(k / 5)
+    for radius in radii:
+        x = _x(radius, most)
         parts += [f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}" stroke="#ddd"/>',
-                  f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{most * k / 5:.3g}'
-                  "</text>",
-                  f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#ddd"/>',
+                  f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{radius:.3g}'
+                  "</text>"]
+    for k in range(6):
+        y = _y(k / 5)
+        parts += [f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#ddd"/>',
                   f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{20 * k} %</text>']
     parts.append(f'<text x="{(_LEFT + right) / 2:.1f}" y="{bottom + 38}" text-anchor="middle">'
                  "radius</text>")
