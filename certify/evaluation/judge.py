@@ -96,7 +96,7 @@ class _Case:
             group = open_[start : start + size]
             rows = Spec.classify(self.labels[group], self._classes).rows()
             bound = np.broadcast_to(rows.bound, (len(group), rows.bound.shape[-1]))
-            question = Question(self.region.rows(group), rows, np.ascontiguousarray(bound))
+            question = Question(self.region.rows(group), rows, np.array(bound))
             means = Means(Semantics(self.plan.semantics), self.plan.device,
                           Limits(self.plan.memory))
             decision = decide(self.graph, question, method, means)
