@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
+    from certify.evaluation.transformed.sweep import evaluate_transform
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
     from certify.importers.torch_graph import from_torch
@@ -50,6 +51,7 @@ _HOME = {
     "bound": "certify.bounds.methods",
     "check": "certify.recheck",
     "evaluate": "certify.evaluation.evaluate",
+    "evaluate_transform": "certify.evaluation.transformed.sweep",
     "from_torch": "certify.importers.torch_graph",
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
@@ -62,12 +64,13 @@ _HOME = {
 
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product", "Spec",
-    "Verdict", "__version__", "bound", "check", "evaluate", "from_torch", "load",
+    "Verdict", "__version__", "bound", "check", "evaluate", "evaluate_transform",
+    "from_torch", "load",
     "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
 ]
 
 
-_ROOMS = ("smoothing", "training")  # packages with public names of their own
+_ROOMS = ("semantic", "smoothing", "training")  # packages with public names of their own
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,8 @@ from certify.core.semantics import Semantics
 from certify.core.split_tree import SplitTree
 from certify.search.attack import AttackSettings
 from certify.search.outcome import Outcome
+from certify.search.pieces import METHOD as PIECES
+from certify.search.pieces import prove_pieces
 from certify.search.problem import Findings
 from certify.search.strategy import free_inputs
 from certify.search.target import Target
@@ -124,6 +126,8 @@ def prove_again(
         )
         for i in range(case.region.batch)
     ]
+    if method == PIECES:
+        return prove_pieces(graph, case, evidence, Means(Semantics(semantics)))
     if method == "search":
         options = Options(seconds, semantics=semantics, attack=False)
         trees = {(0, i): every for i, every in enumerate(evidence.trees)}

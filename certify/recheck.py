@@ -59,10 +59,14 @@ def check(certificate: Certificate, model: Graph | str | Path | None = None) -> 
     if certificate.claim.smoothing is not None:
         return _smoothed_again(certificate)
     network = _network(certificate, model)
-    from certify.importers.model_claim import model_hash
+    from certify.importers.model_claim import model_hash, unedited
 
     if model_hash(network) != certificate.claim.model_sha256:
         return Report(False, "this is not the model the certificate is about: the SHA-256 differs")
+    if certificate.claim.edits:
+        from certify.semantic.edits import edited
+
+        network = edited(unedited(network), certificate.claim.edits)
     if certificate.verdict is Verdict.HOLDS:
         return _holds_again(certificate, network)
     if certificate.verdict is Verdict.VIOLATED:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from certify.core.errors import UsageError
 
 METHOD_NAMES = ("auto", "ibp", "crown-ibp", "crown", "alpha")
-PROOF_METHODS = (*METHOD_NAMES, "search")  # what may stand behind a proof, tightest last
+PROOF_METHODS = (*METHOD_NAMES, "search", "pieces")  # what may stand behind a proof, tightest last
 SEMANTICS = ("real", "float32")
 DEFAULT_MEMORY = 4 * 2**30  # bytes
 Progress = Callable[[str], None]

@@ -23,7 +23,8 @@ from certify.bounds.crown import (
     tighten,
 )
 from certify.bounds.methods import METHODS, Method, analyse, lower_rows
-from certify.bounds.program import Program, prepare
+from certify.bounds.program import Program, Step, prepare
+from certify.bounds.rounding import step_error
 from certify.bounds.selftest import check_arithmetic
 from certify.core.graph import Graph
 from certify.core.region import Region
@@ -155,6 +156,8 @@ def _promising(rows: Rows, margins: np.ndarray) -> np.ndarray:
 
 
 def _subset_bounds(state: State, mask: np.ndarray) -> list[Interval | None]:
+    if mask.all():
+        return list(state.bounds)
     index = torch.from_numpy(np.flatnonzero(mask)).to(state.program.device)
 
     def cut(box: Interval | None) -> Interval | None:
@@ -170,9 +173,36 @@ def _finish(
 ) -> Decision:
     """The deciding pass in float64, on sound intermediate bounds."""
     program = prepare(graph, torch.float64, means.device)
+    if METHODS[evidence.method].passes == ("interval",):
+        return _evaluate(_known_state(program, question, known, means), question, evidence)
     plan = Plan(refine=False, known=known)
     state = tighten(program, question.region, plan, means.semantics, means.limits)
     return _evaluate(state, question, evidence)
+
+
+def _known_state(
+    program: Program, question: Question, known: list[Interval | None], means: Means
+) -> State:
+    """Known bounds as a state, with the rounding errors of the last affine steps alone: rows are
+    pulled back no further when intervals decide."""
+    bounds: list[Interval | None] = [None] * len(known)
+    state = State(program, question.region, means.semantics, means.limits, bounds)
+    pending, affine = [program.output], list[Step]()
+    while pending:
+        index = pending.pop()
+        step, box = program.steps[index], known[index]
+        if box is None:
+            raise TypeError(f"step {index} has no bounds")
+        if bounds[index] is None:
+            bounds[index] = Interval(box.lower.double(), box.upper.double())
+            if step is not None and step.affine:
+                affine.append(step)
+                pending += step.variables
+    for step in affine:
+        error = step_error(step, bounds, means.semantics)
+        if error is not None:
+            state.errors[step.index] = error
+    return state
 
 
 def _from_scratch(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds.program import Step
-from certify.bounds.rounding import affine_error, deployed_error
+from certify.bounds.rounding import deployed_error, step_error
 from certify.core.semantics import Semantics
 from certify.ops.record import Interval
 
@@ -29,9 +29,8 @@ def interval_step(
         return (found if stray is None else widen(found, stray)), stray
     if not semantics.rigorous:
         return _affine(step, bounds), None
-    own, stray = affine_error(step, bounds, semantics)
+    error = step_error(step, bounds, semantics)
     found = _affine(step, bounds)
-    error = own if stray is None else own + stray if own is not None else stray
     return (found if error is None else widen(found, error)), error
 
 

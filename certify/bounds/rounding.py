@@ -75,6 +75,12 @@ def affine_error(
     return own, torch.where(total > LARGEST32, torch.inf, deployed)
 
 
+def step_error(step: Step, bounds: Any, semantics: Semantics) -> Tensor | None:
+    """Both errors of an affine step together; None for none."""
+    own, stray = affine_error(step, bounds, semantics)
+    return own if stray is None else own + stray if own is not None else stray
+
+
 def relaxed_error(step: Step, relaxation: Relaxation, bounds: Any, wide_sums: bool) -> Tensor:
     """Error per unit of |A| of a linear relaxation's backward rule, ``(B, *shape)``.
 

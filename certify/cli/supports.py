@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 def _overview() -> list[str]:
     parts = (("methods", _methods), ("regions", _regions),
              ("smoothing methods", _smoothing_methods), ("noises", _noises),
-             ("ONNX operators", _onnx),
+             ("image transformations", _transforms), ("ONNX operators", _onnx),
              ("ATen operators", _aten))
     lines: list[str] = []
     for title, answer in parts:
@@ -79,6 +79,14 @@ def _regions() -> list[str]:
     from certify.core.region import REGIONS
 
     return sorted(REGIONS)
+
+
+def _transforms() -> list[str]:
+    from certify.semantic import colour, geometry, light  # noqa: F401  register theirs
+    from certify.semantic.transforms import TRANSFORMS
+
+    rows = [(t.name, t.unit, t.summary) for t in TRANSFORMS.values()]
+    return columns(sorted(rows)).splitlines()
 
 
 def _onnx() -> list[str]:
@@ -120,6 +128,7 @@ QUERIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "--regions": (_regions, "input regions"),
     "--smoothing-methods": (_smoothing_methods, "ways to certify smoothed classifiers"),
     "--noises": (_noises, "noise models for smoothing, with their parameters"),
+    "--transforms": (_transforms, "image transformations, with the unit of their parameter"),
     "--aten-operators": (_aten, "torch operators"),
     "--operators": (_operators, "operator records"),
     "--onnx-operators": (_onnx, "ONNX operators"),

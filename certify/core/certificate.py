@@ -172,6 +172,8 @@ class Certificate:
         if self.claim.smoothing is not None:
             under = f"the most frequent label under {self.claim.smoothing.words()},"
             good = good.replace("the label", under)
+        if self.claim.edits:
+            where += f", for the model after {'; '.join(e.words() for e in self.claim.edits)},"
         details = self._details()
         if self.verdict is Verdict.HOLDS:
             return f"HOLDS: for every x with {where} {good}{self._others()} ({details})"

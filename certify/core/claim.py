@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from certify.core.codec import Codec, Kind
+from certify.core.edit import Edit
 from certify.core.errors import BadInput
 from certify.core.region import REGIONS, Region
 from certify.core.spec import Clause, Spec
@@ -41,6 +42,7 @@ class Claim:
         model_sha256: of the model file, or of the module's state.
         cases: at least one.
         smoothing: the claim is about the model smoothed by this noise; None: about the model.
+        edits: the claim is about the model after these changes, in order.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Claim:
     model_sha256: str
     cases: tuple[Case, ...]
     smoothing: Smoothing | None = None
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -6,8 +6,9 @@ leading 1 here). Engines put their own batch axes in front.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -95,3 +96,40 @@ class Graph:
             if node.name in needed:
                 needed.update(node.inputs)
         return (n for n in self.nodes if n.name in needed or n.op == INPUT)
+
+
+def renamed(graph: Graph, prefix: str) -> Graph:
+    """The same graph with ``prefix`` before every node's and constant's name."""
+
+    def name(old: str) -> str:
+        return prefix + old if old else old
+
+    nodes = tuple(replace(n, name=name(n.name), inputs=tuple(map(name, n.inputs)))
+                  for n in graph.nodes)
+    constants = {name(key): array for key, array in graph.constants.items()}
+    return Graph(nodes, constants, name(graph.output), graph.source)
+
+
+def chained(first: Graph, second: Graph, source: Mapping[str, Any]) -> Graph:
+    """``second`` after ``first``: its one input is the output of ``first``.
+
+    Args:
+        source: facts about the result, see `Graph`.
+
+    Raises:
+        BadInput: ``second`` has several inputs, or one of another size.
+    """
+    if len(second.inputs) != 1:
+        raise BadInput(f"a network with {len(second.inputs)} inputs cannot follow another; it "
+                       "must have one")
+    (there,) = second.inputs
+    if math.prod(there.shape) != math.prod(first.output_shape):
+        raise BadInput(f"a result of shape {first.output_shape} does not fit an input of shape "
+                       f"{there.shape}")
+    if set(first.by_name) & set(second.by_name) or set(first.constants) & set(second.constants):
+        first = renamed(first, "front/")
+    shape = there.shape
+    bridge = replace(there, op="reshape", inputs=(first.output,), attrs={"shape": shape})
+    rest = [bridge if n is there else n for n in second.nodes]
+    constants = {**first.constants, **second.constants}
+    return Graph((*first.nodes, *rest), constants, second.output, source)

@@ -24,8 +24,8 @@ def prepare(settings: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(int(settings["threads"]))
-    _loaded(settings["model"], settings["factory"], settings["data"], settings["split"],
-            settings["data_sha256"])
+    loaded(settings["model"], settings["factory"], settings["data"], settings["split"],
+           settings["data_sha256"])
 
 
 def judge_block(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def judge_block(item: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     from certify.evaluation.judge import judge
     from certify.evaluation.tightness import tightness
 
-    graph, images = _loaded(settings["model"], settings["factory"], settings["data"],
+    graph, images = loaded(settings["model"], settings["factory"], settings["data"],
                             settings["split"], settings["data_sha256"])
     at = slice(item["start"], item["stop"])
     plan = Plan(item["eps"], **{name: settings[name] for name in _PLAN})
@@ -71,8 +71,13 @@ def described(record: Mapping[str, Any]) -> tuple[str, str, bool]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, factory: str | None, data: str, split: str,
-            sha256: str) -> tuple[Graph, Images]:
+def loaded(model: str, factory: str | None, data: str, split: str,
+           sha256: str) -> tuple[Graph, Images]:
+    """Model and images, those a run began with.
+
+    Raises:
+        BadInput: the data have changed, or model and data do not fit each other.
+    """
     from certify.evaluation.evaluate import check_fit
     from certify.importers.datasets import load_images
     from certify.importers.model_source import ModelSource

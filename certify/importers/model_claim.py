@@ -14,19 +14,30 @@ def claim_about(graph: Graph, cases: tuple[Case, ...]) -> Claim:
 
     The hash of a torch module is that of its state at this moment.
     """
-    return Claim(*model_name(graph), model_hash(graph), cases)
+    return Claim(*model_name(graph), model_hash(graph), cases, edits=graph.source.get("edits", ()))
+
+
+def unedited(graph: Graph) -> Graph:
+    """The network as it was imported, before any `Edit`."""
+    while "base" in graph.source:
+        graph = graph.source["base"]
+    return graph
 
 
 def model_name(graph: Graph) -> tuple[str, str]:
     """The file's name, without its folder, or the module's class; and the format."""
-    source = graph.source
+    source = unedited(graph).source
     path = str(source.get("path", ""))
     name = str(source.get("name") or path.replace("\\", "/").rpartition("/")[2] or "network")
     return name, str(source.get("format", "graph"))
 
 
 def model_hash(graph: Graph) -> str:
-    """SHA-256 of the network: of its file, of the module's state, or of the graph's constants."""
+    """SHA-256 of the network: of its file, of the module's state, or of the graph's constants.
+
+    Of an edited network: of the network as it was imported.
+    """
+    graph = unedited(graph)
     source = graph.source
     if source.get("sha256"):
         return str(source["sha256"])

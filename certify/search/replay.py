@@ -43,6 +43,11 @@ def replay(graph: Graph, x: Any) -> np.ndarray:
     total = sum(math.prod(shape) for shape in graph.input_shapes)
     if flat.size != total:
         raise BadInput(f"{flat.size} values were given for a network with {total} inputs")
+    stages: tuple[Graph, ...] = graph.source.get("stages", ())
+    if stages:  # each in the precision of the model, the model itself as its users run it
+        for stage in stages:
+            flat = replay(stage, flat.astype(precision(str(stage.source.get("dtype", "float32")))))
+        return flat
     kind = graph.source.get("format")
     if kind == "onnx":
         return _runtime(graph).run(flat)

@@ -1,0 +1,1 @@
+"""Certified ranges of image transformations: how far may an image be turned, brightened, moved?"""

@@ -1,0 +1,77 @@
+"""Proofs over pieces of a box: every leaf of one tree proves the whole specification by itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from certify.bounds.decide import Means, Question, decide
+from certify.core.certificate import Evidence
+from certify.core.claim import Case
+from certify.core.errors import BadInput
+from certify.core.graph import Graph
+from certify.core.region import Box
+from certify.core.split_tree import SplitTree
+
+METHOD = "pieces"
+_AT_ONCE = 64
+_LADDER = ("ibp", "crown-ibp", "crown")  # each on the leaves that the one before left open
+
+
+def prove_pieces(graph: Graph, case: Case, evidence: Evidence, means: Means) -> tuple[bool, float]:
+    """Whether every leaf is proved again, and the smallest margin.
+
+    Raises:
+        BadInput: the tree does not fit the case.
+    """
+    region = case.region
+    fits = isinstance(region, Box) and len(evidence.trees) == region.batch
+    if not fits or not isinstance(region, Box) or any(len(t) != 1 for t in evidence.trees):
+        raise BadInput("a proof by pieces needs a box and one tree per example")
+    worst = math.inf
+    for example, (tree,) in enumerate(evidence.trees):
+        lower, upper = leaf_boxes(region.rows([example]), tree)
+        margins = _margins(graph, Case(Box(lower, upper), case.spec.only(example)), means)
+        worst = min(worst, float(margins.min()))
+        if not worst > 0:
+            return False, worst
+    return True, worst
+
+
+def leaf_boxes(region: Box, tree: SplitTree) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes ``(leaves, n)`` of a tree that splits elements of one input.
+
+    Raises:
+        BadInput: a split of something else, or outside its box.
+    """
+    lower, upper = (np.asarray(e, dtype=np.float64).reshape(-1) for e in region.ends())
+    lows, highs = [], []
+    for path in tree.paths():
+        low, high = lower.copy(), upper.copy()
+        for node in path:
+            at = node if node >= 0 else ~node
+            element, point = int(tree.element[at]), float(tree.point[at])
+            if tree.step[at] != 0 or element >= len(low) or not low[element] <= point \
+                    <= high[element]:
+                raise BadInput("a piece of the proof is not inside the region")
+            (high if node >= 0 else low)[element] = point
+        lows.append(low)
+        highs.append(high)
+    return np.stack(lows), np.stack(highs)
+
+
+def _margins(graph: Graph, case: Case, means: Means) -> np.ndarray:
+    """Smallest margin of each leaf; not positive where no method proves it."""
+    region = case.region.batched(graph.input_shapes[0])
+    rows = case.spec.rows()
+    found = np.full(region.batch, -np.inf)
+    for method in _LADDER:
+        open_ = np.flatnonzero(~(found > 0))
+        for start in range(0, len(open_), _AT_ONCE):
+            part = open_[start:start + _AT_ONCE]
+            bound = np.broadcast_to(rows.bound, (len(part), rows.bound.shape[-1])).copy()
+            decision = decide(graph, Question(region.rows(part), rows, bound), method, means)
+            margin = decision.margins.min(axis=1)
+            found[part] = np.where(decision.proved, np.maximum(margin, np.nextafter(0, 1)), -np.inf)
+    return found
