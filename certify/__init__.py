@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from certify.bounds.methods import Bounds, bound
     from certify.core.certificate import Certificate, Verdict, load_certificate
-    from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
+    from certify.core.region import (
+        L0,
+        L1,
+        L2,
+        Box,
+        Ellipsoid,
+        Linf,
+        Lp,
+        Polytope,
+        Product,
+        Substitutions,
+        UnionOfBoxes,
+    )
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
     from certify.evaluation.transformed.sweep import evaluate_transform
@@ -50,6 +62,10 @@ _HOME = {
     "Verdict": "certify.core.certificate",
     "bound": "certify.bounds.methods",
     "check": "certify.recheck",
+    "Ellipsoid": "certify.core.region",
+    "Polytope": "certify.core.region",
+    "Substitutions": "certify.core.region",
+    "UnionOfBoxes": "certify.core.region",
     "evaluate": "certify.evaluation.evaluate",
     "evaluate_transform": "certify.evaluation.transformed.sweep",
     "from_torch": "certify.importers.torch_graph",
@@ -63,7 +79,8 @@ _HOME = {
 }
 
 __all__ = [
-    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product", "Spec",
+    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Ellipsoid", "Evaluation", "Linf", "Lp",
+    "Polytope", "Product", "Spec", "Substitutions", "UnionOfBoxes",
     "Verdict", "__version__", "bound", "check", "evaluate", "evaluate_transform",
     "from_torch", "load",
     "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from certify.core.errors import UsageError
 
-METHOD_NAMES = ("auto", "ibp", "crown-ibp", "crown", "alpha")
+METHOD_NAMES = (
+    "auto", "ibp", "crown-ibp", "crown", "lp", "decomposition", "dual", "alpha",
+)
 PROOF_METHODS = (*METHOD_NAMES, "search", "pieces")  # what may stand behind a proof, tightest last
 SEMANTICS = ("real", "float32")
 DEFAULT_MEMORY = 4 * 2**30  # bytes

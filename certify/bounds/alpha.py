@@ -36,7 +36,7 @@ class Alpha:
     """Settings of the optimiser.
 
     Attributes:
-        iterations: gradient steps.
+        iterations: gradient steps; dual methods take eight times as many.
         rate: step of the first iteration, as a share of each slope's range.
         decay: factor on the rate per iteration.
         settled: stop when three iterations together gained less than this share of everything

@@ -229,7 +229,7 @@ class Sweep:
         if self.error is None:
             return None
         stray = self.errors.get(step.index)
-        if isinstance(relaxation, Lines) and relaxation.absorbs:
+        if getattr(relaxation, "absorbs", False):
             return stray
         own = relaxed_error(step, relaxation, self.bounds, wide_sums)
         return (own if stray is None else own + stray).expand(-1, *step.site.shape)

@@ -154,9 +154,22 @@ def tighten(
         if plan.recipe is not None:
             for unit in plan.recipe.get(index, ()):
                 _apply(state, index, unit)
-        elif plan.refine and index in wanted and state.exact[index] == 2:
+        elif index in wanted and state.exact[index] == 2 and (
+            plan.refine or _first_layer(program, region, index)
+        ):
             _refine(state, index, plan.alpha)
     return state
+
+
+def _first_layer(program: Program, region: Region, index: int) -> bool:
+    """Whether a step is affine in inputs whose region is much less than its bounding box.
+
+    The region's own minimum is then worth a pass even for intervals ("simplex" bounds of
+    substitutions, Huang et al. 2019, and the like).
+    """
+    parts = region.parts if isinstance(region, Product) else (region,)
+    steps = (program.steps[i] for i in program.ancestors[index])
+    return any(p.loose_hull for p in parts) and all(s is None or s.affine for s in steps)
 
 
 def row_bounds(

@@ -18,11 +18,9 @@ from certify.bounds.crown import (
     Slopes,
     State,
     UnitPass,
-    interval_row_bounds,
-    row_bounds,
     tighten,
 )
-from certify.bounds.methods import METHODS, Method, analyse, lower_rows
+from certify.bounds.methods import METHODS, Method, analyse, lower_rows, rows_again
 from certify.bounds.program import Program, Step, prepare
 from certify.bounds.rounding import step_error
 from certify.bounds.selftest import check_arithmetic
@@ -215,9 +213,7 @@ def _from_scratch(
 def _evaluate(state: State, question: Question, evidence: Evidence) -> Decision:
     """Margins of the rows over a state's bounds, with the evidence's slopes."""
     rows = _row_map(state.program, question)
-    values = interval_row_bounds(state, rows)
-    if METHODS[evidence.method].passes != ("interval",):
-        values = torch.fmax(values, row_bounds(state, rows, _double_slopes(evidence.slopes)))
+    values = rows_again(state, rows, METHODS[evidence.method], _double_slopes(evidence.slopes))
     # The sign of a difference of two floats is exact: no rounding to account for here.
     margins = values.cpu().numpy().astype(np.float64) - question.bound
     return Decision(margins, question.rows.refuted(margins), evidence, state.bounds)

@@ -13,8 +13,10 @@ from torch import Tensor
 from certify.bounds.alpha import Alpha, optimise
 from certify.bounds.budget import DEFAULT_MEMORY, Limits, row_chunks
 from certify.bounds.crown import Plan, Slopes, State, interval_row_bounds, row_bounds, tighten
+from certify.bounds.dual import Dual, dual_bounds, optimise_dual
 from certify.bounds.forward import forward_rows, forward_state
 from certify.bounds.program import Program, prepare
+from certify.bounds.triangle import triangle_multipliers
 from certify.core.errors import BadInput, UsageError
 from certify.core.graph import Graph
 from certify.core.region import Product, Region, as_inputs
@@ -56,6 +58,8 @@ class Bounds:
 
 RowMap = Mapping[int, Tensor]  # coefficients (B or 1, R, *shape) by step index
 Done = Callable[[Tensor], bool]
+Ascend = Callable[["State", RowMap, "Alpha", "Done | None"], "Slopes"]
+_DUAL_STEPS = 8  # of the dual for each of alpha's, which cost more and gain more
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Method:
 
     Attributes:
         refine: intermediate bounds by backward passes (CROWN), not by intervals alone.
-        passes: what bounds the rows, the best of: ``"interval"``, ``"backward"``, ``"alpha"``.
+        passes: what bounds the rows, the best of: ``"interval"``, ``"backward"``, ``"forward"``,
+            ``"alpha"``, and those of `MULTIPLIERS`.
         forward: run the forward sweep (search semantics only).
     """
 
@@ -104,8 +109,46 @@ METHODS = {
             True,
             ("interval", "alpha"),
         ),
+        Method(
+            "dual",
+            "Lagrangian dual, ascent from CROWN (Dvijotham et al. 2018)",
+            True,
+            ("interval", "backward", "dual"),
+        ),
+        Method(
+            "decomposition",
+            "Lagrangian decomposition, ascent from CROWN (Bunel et al. 2020)",
+            True,
+            ("interval", "backward", "decomposition"),
+        ),
+        Method(
+            "lp",
+            "linear programme over the relaxations, for small networks (Ehlers 2017)",
+            True,
+            ("interval", "backward", "lp"),
+        ),
     )
 }
+
+
+def _ascended(mismatch: bool) -> Ascend:
+    def ascend(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
+        settings = Dual(iterations=_DUAL_STEPS * alpha.iterations)
+        return optimise_dual(state, rows, settings, mismatch, done)[1]
+
+    return ascend
+
+
+def _programmed(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
+    return triangle_multipliers(state, rows)
+
+
+MULTIPLIERS: dict[str, Ascend] = {
+    "dual": _ascended(mismatch=True),
+    "decomposition": _ascended(mismatch=False),
+    "lp": _programmed,
+}
+"""Passes that find multipliers of the dual; `dual_bounds` evaluates them."""
 
 
 def method_named(name: str) -> Method:
@@ -156,7 +199,23 @@ def lower_rows(
             if state.semantics.rigorous or torch.is_grad_enabled():
                 found = row_bounds(state, rows, slopes)  # the optimiser neither rounds nor records
             best = torch.fmax(best, found)
+        elif name in MULTIPLIERS:
+            slopes = MULTIPLIERS[name](state, rows, alpha, done)
+            best = torch.fmax(best, dual_bounds(state, rows, slopes))
     return best, slopes
+
+
+def rows_again(
+    state: State, rows: RowMap, method: Method, slopes: Slopes | None = None
+) -> Tensor:
+    """Lower bounds ``(B, R)`` of rows with what `lower_rows` found, in this state's semantics."""
+    best = interval_row_bounds(state, rows)
+    if method.passes == ("interval",):
+        return best
+    if slopes is None or not set(method.passes) & set(MULTIPLIERS):
+        return torch.fmax(best, row_bounds(state, rows, slopes))
+    best = torch.fmax(best, row_bounds(state, rows))
+    return torch.fmax(best, dual_bounds(state, rows, slopes))
 
 
 def bound(
@@ -174,7 +233,7 @@ def bound(
     Args:
         network: from `certify.load` or `certify.from_torch`.
         region: one region per model input (`Product`), or one; with or without a batch axis.
-        method: ``ibp``, ``crown-ibp``, ``crown``, ``forward``, ``alpha`` or ``auto``.
+        method: one of `METHODS`, such as ``ibp``, ``crown`` or ``alpha``; or ``auto``.
         rows: coefficients ``(R, *output)``, ``(R, n)`` or ``(B, R, *output)``; bounds are then of
             these linear functions of the output, which is tighter than combining output bounds.
         nodes: names of intermediate results to bound too.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from certify.core.region import Region
 
-_METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha")
+_METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha", "dual", "decomposition", "lp")
 _ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and
 differences of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than
 differences of bounds."""

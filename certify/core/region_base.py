@@ -51,6 +51,7 @@ class Region(ABC):
 
     shape: Shape | None = field(default=None, kw_only=True, repr=False)
     cut_axis: ClassVar[tuple[str, ...]] = ()  # the fields that carry the batch
+    loose_hull: ClassVar[bool] = False  # the bounding box says little: bound the first layer itself
 
     # -- what a kind of region defines --------------------------------------------------------
 

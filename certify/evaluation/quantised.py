@@ -14,7 +14,6 @@ from certify.core.certificate import Certificate
 from certify.core.errors import BadInput
 from certify.core.graph import Graph
 from certify.core.region import Linf, Product
-from certify.core.semantics import Semantics
 from certify.core.spec import Spec
 from certify.ops.builder import as_numpy
 from certify.semantic.edits import free_weights
@@ -46,7 +45,7 @@ class Rounding:
     margin: float
 
 
-def weight_region(network: Graph, x: Any, bits: int, eps: float = 0.0, clip: Any = None,
+def weight_region(network: Graph, x: Any, bits: int, eps: float = 0.0,
                   per_channel: bool = True) -> tuple[Graph, Product]:
     """The network over (input, weights), and the region of all roundings.
 
@@ -64,7 +63,7 @@ def weight_region(network: Graph, x: Any, bits: int, eps: float = 0.0, clip: Any
         raise BadInput("the network has no weights of linear layers or convolutions")
     graph = free_weights(network, size)
     shapes = graph.input_shapes
-    parts: list[Any] = [Linf(np.asarray(x, dtype=np.float64).reshape(-1, *shapes[0]), eps, clip)]
+    parts: list[Any] = [Linf(np.asarray(x, dtype=np.float64).reshape(-1, *shapes[0]), eps)]
     for name, step in size.items():
         weight = as_numpy(network.constants[name]).astype(np.float64)
         radius = np.broadcast_to(step * (_UP / 2), weight.shape)
@@ -73,28 +72,26 @@ def weight_region(network: Graph, x: Any, bits: int, eps: float = 0.0, clip: Any
 
 
 def evaluate_quantised(network: Graph, x: Any, labels: Any, bits: Sequence[int],
-                       eps: float = 0.0, clip: Any = None, methods: Sequence[str] = LADDER[:3],
-                       semantics: str = "real") -> list[Rounding]:
+                       eps: float = 0.0, methods: Sequence[str] = LADDER[:3]) -> list[Rounding]:
     """Certify labels against rounding of the weights, and compare with the rounded network.
 
     Args:
         x, labels: ``(N, *input)`` and ``(N,)``.
         bits: numbers of bits to try.
-        eps, clip: of the inputs, jointly with the weights.
+        eps: radius of the inputs, jointly with the weights.
         methods: tried in this order on what is open.
 
     Returns:
         One finding per input and number of bits.
 
-    Raises:
-        RuntimeError: a proof contradicts the rounded network; never expected.
+    An input whose label the rounded network changes is not tried: there is nothing to prove.
     """
     inputs = np.asarray(x, dtype=np.float64).reshape(-1, *network.input_shapes[0])
     wanted = np.asarray(labels).astype(np.int64)
     if len(inputs) != len(wanted):
         raise BadInput(f"{len(inputs)} inputs and {len(wanted)} labels do not fit")
     classes = math.prod(network.output_shape)
-    means, found = Means(Semantics(semantics)), list[Rounding]()
+    means, found = Means(), list[Rounding]()
     clean = _labels(network, inputs)
     for count in bits:
         after = _labels(rounded(network, steps(network, count)), inputs)
@@ -103,7 +100,7 @@ def evaluate_quantised(network: Graph, x: Any, labels: Any, bits: Sequence[int],
             open_ = np.flatnonzero(~(margins > 0) & (clean == wanted) & (after == wanted))
             for start in range(0, len(open_), _AT_ONCE):
                 part = open_[start:start + _AT_ONCE]
-                graph, region = weight_region(network, inputs[part], count, eps, clip)
+                graph, region = weight_region(network, inputs[part], count, eps)
                 rows = Spec.classify(wanted[part], classes).rows()
                 bound = np.broadcast_to(rows.bound, (len(part), classes - 1)).copy()
                 decision = decide(graph, Question(region, rows, bound), method, means)

@@ -8,7 +8,7 @@ from certify.core.errors import BadInput
 from certify.ops.arguments import operand
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.outward import above, reach, slack
-from certify.ops.products import Planes, elementwise_shape
+from certify.ops.products import Planes, elementwise_shape, least_at
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
 if TYPE_CHECKING:
@@ -98,6 +98,28 @@ def _relax_as(sign: int) -> Callable[..., Planes]:
     return relax
 
 
+def _inner_as(sign: int) -> Callable[..., Tensor]:
+    def inner(
+        site: Site, weight: Tensor, slopes: tuple[Tensor, ...], *operands: Any, soft: float = 0.0
+    ) -> Tensor:
+        """`RelaxedRule.inner`: linear on either side of the diagonal, so least at a corner of the
+        box or where the diagonal meets its border."""
+        import torch
+
+        x, y = (Interval(v.lower.double()[:, None], v.upper.double()[:, None])
+                for v in _boxes(site, operands))
+        pick = torch.maximum if sign > 0 else torch.minimum
+        places = [(a, b, pick(a, b)) for a in x for b in y]
+        least, most = torch.maximum(x.lower, y.lower), torch.minimum(x.upper, y.upper)
+        meet = least <= most
+        for t in (least, most):  # only where the diagonal crosses the box
+            at = torch.where(meet, t, x.lower), torch.where(meet, t, y.lower)
+            places.append((*at, pick(*at)))
+        return least_at(places, weight, slopes, soft)
+
+    return inner
+
+
 def _constants(site: Site, operands: tuple[Any, ...], parts: Any, c: Tensor, way: int) -> Tensor:
     """Move the constant operand's share of a plane into its intercept, rounded the right way."""
     import torch
@@ -145,7 +167,9 @@ def _register(name: str, sign: int, onnx: str, aten: tuple[str, ...], summary: s
                 Example(((2, 3), np.array([0.5, -1.0, 3.0]))),
                 Example((np.array([[0.0], [1.0]]), (2, 3))),
             ),
-            relaxed=RelaxedRule(interval, _relax_as(sign), _slopes_as(sign)),
+            relaxed=RelaxedRule(
+                interval, _relax_as(sign), _slopes_as(sign), inner=_inner_as(sign)
+            ),
             onnx={onnx: translate},
             aten=dict.fromkeys(aten, translate),
             linear_when=lambda site: False,

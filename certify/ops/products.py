@@ -12,6 +12,7 @@ from certify.core.graph import Shape
 from certify.ops.arguments import broadcast_shape, operand, repeats
 from certify.ops.builder import Builder, Call, Value, as_numpy
 from certify.ops.families import Lines, affine, affine_rule, to_operand
+from certify.ops.inner import least
 from certify.ops.outward import above, below, reach
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 
@@ -59,7 +60,6 @@ def share(bounds: Interval) -> Tensor:
 def mix(r: Tensor, bounds: Interval) -> Tensor:
     """``r l + (1 - r) u``, which cannot overflow for finite bounds."""
     return r * bounds.lower + (1 - r) * bounds.upper
-
 
 def lower_plane(x: Interval, y: Interval, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(a, b, c)`` with ``x y >= a x + b y + c`` over the box (McCormick 1976).
@@ -132,6 +132,40 @@ def _relax(site: Site, slopes: tuple[Tensor, ...] | None, x: Interval, y: Interv
     a, b, c = lower_plane(x, y, low)
     d, e, f = upper_plane(x, y, up)
     return Planes(site, (a, b), c, (d, e), f)
+
+
+def _inner(
+    site: Site,
+    weight: Tensor,
+    slopes: tuple[Tensor, ...],
+    x: Interval,
+    y: Interval,
+    *,
+    soft: float = 0.0,
+) -> Tensor:
+    """`RelaxedRule.inner`: bilinear in each element, so least at one of four corners."""
+    sides = [(v.lower.double().unsqueeze(1), v.upper.double().unsqueeze(1)) for v in (x, y)]
+    return least_at([(a, b, a * b) for a in sides[0] for b in sides[1]], weight, slopes, soft)
+
+
+def least_at(
+    places: list[tuple[Tensor, Tensor, Tensor]],
+    weight: Tensor,
+    slopes: tuple[Tensor, ...],
+    soft: float,
+) -> Tensor:
+    """The least ``weight value - k_x x - k_y y`` over places ``(x, y, value)``, rounded down."""
+    import torch
+
+    w, kx, ky = weight.double(), slopes[0].double(), slopes[1].double()
+    idle = (w == 0) & (kx == 0) & (ky == 0)
+    return least(
+        [
+            tuple(torch.where(idle, 0.0, t) for t in (w * value, -kx * x, -ky * y))
+            for x, y, value in places
+        ],
+        soft,
+    )
 
 
 def _interval(site: Site, x: Interval, y: Interval) -> Interval:
@@ -237,7 +271,7 @@ REGISTRY.add(
         affine=affine_rule(
             _multiply, weights=(0, 1), transpose=_multiply_transpose, summands=_summands
         ),
-        relaxed=RelaxedRule(_interval, _relax, _slopes),
+        relaxed=RelaxedRule(_interval, _relax, _slopes, inner=_inner),
         onnx={"Mul": _mul},
         aten={
             f"aten.{n}": _mul

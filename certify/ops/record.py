@@ -129,6 +129,12 @@ class RelaxedRule:
             operand would help, such as a ReLU's input with ``lower < 0 < upper``; None: wherever
             lower < upper.
         elementwise: each result element depends on one operand element and its interval is exact.
+        inner: ``(site, weight, slopes, *operands) -> (B, R, *shape)``, float64: per element a
+            lower bound of ``weight op(x) - sum_i slopes_i x_i`` over the operands' intervals, all
+            rounding accounted for: the inner problem of the dual (Dvijotham et al. 2018). Weight
+            and slopes are ``(B, R, *shape)``, a slope per variable operand, each of the result's
+            shape; differentiable, by the envelope theorem. With ``soft=t > 0`` gradients may mix
+            near ties. None: the relaxation serves instead.
     """
 
     interval: Callable[..., Interval]
@@ -136,6 +142,7 @@ class RelaxedRule:
     slopes: Callable[..., tuple[Slope, ...]] | None = None
     ambiguous: Callable[[Site, Interval], Tensor] | None = None
     elementwise: bool = False
+    inner: Callable[..., Tensor] | None = None
 
 
 class Example(NamedTuple):

@@ -10,6 +10,7 @@ from certify.core.graph import Shape
 from certify.ops.builder import Builder, Call, Value
 from certify.ops.directed import round_down, round_up
 from certify.ops.families import Lines, per_row
+from certify.ops.inner import least
 from certify.ops.oracle import EPS, FAR, TINY
 from certify.ops.record import REGISTRY, Example, Interval, Op, RelaxedRule, Site, Slope
 from certify.ops.scalar import examples, inplace, number, same_shape
@@ -189,6 +190,32 @@ def _two_slope_slopes(x: Interval, halves: Halves) -> tuple[Slope, ...]:
     return (Slope(a, b, c),)
 
 
+def _kinked_inner(
+    halves: Halves, weight: Tensor, slope: Tensor, x: Interval, soft: float
+) -> Tensor:
+    """`RelaxedRule.inner` of two straight halves: the ends of the interval and the kink."""
+    import torch
+
+    w, k = weight.double(), slope.double()
+    low, high = x.lower.double().unsqueeze(1), x.upper.double().unsqueeze(1)
+    inside = (low < 0) & (high > 0)
+    ends = []
+    for z in (low, high):
+        pair = w * (_slope_at(halves, z) * z), -k * z
+        ends.append(tuple(torch.where((w == 0) & (k == 0), 0.0, t) for t in pair))
+    kink = tuple(torch.where(inside, 0.0, t) for t in ends[0])
+    return least((*ends, kink), soft)
+
+
+def _relu_inner(
+    site: Site, weight: Tensor, slopes: tuple[Tensor, ...], x: Interval, *, soft: float = 0.0
+) -> Tensor:
+    import torch
+
+    one = torch.ones((), dtype=torch.float64, device=weight.device)
+    return _kinked_inner((torch.zeros_like(one), one), weight, slopes[0], x, soft)
+
+
 def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     """Register a function of two straight halves; ``halves(site, like, *constants)`` are slopes."""
 
@@ -201,7 +228,12 @@ def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     def slopes(site: Site, x: Interval, *constants: Tensor) -> tuple[Slope, ...]:
         return _two_slope_slopes(x, halves(site, x.lower, *constants))
 
-    rule = RelaxedRule(interval, relax, slopes, straddles, elementwise=True)
+    def inner(
+        site: Site, weight: Tensor, given: Any, x: Interval, *constants: Tensor, soft: float = 0.0
+    ) -> Tensor:
+        return _kinked_inner(halves(site, x.lower, *constants), weight, given[0], x, soft)
+
+    rule = RelaxedRule(interval, relax, slopes, straddles, elementwise=True, inner=inner)
     op = Op(name, forward, relaxed=rule, **names)
     REGISTRY.add(op)
     return op
@@ -291,7 +323,10 @@ REGISTRY.add(
         _relu_forward,
         same_shape,
         examples(),
-        relaxed=RelaxedRule(_relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True),
+        relaxed=RelaxedRule(
+            _relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True,
+            inner=_relu_inner,
+        ),
         onnx={"Relu": None},
         aten=inplace("relu"),
         float32_roundings=0,

@@ -15,6 +15,7 @@ from certify.ops.oracle import (
     EPS,
     FAR,
     HUGE,
+    TINY,
     Profile,
     any_far,
     extreme_slope,
@@ -75,7 +76,14 @@ def scalar(
     def slopes(site: Site, x: Interval) -> tuple[Slope, ...]:
         return slope_ranges(profile(**site.attrs), x)
 
-    rule = RelaxedRule(interval=interval, relax=relax, slopes=slopes, elementwise=True)
+    def inner(
+        site: Site, weight: Tensor, given: tuple[Tensor, ...], x: Interval, *, soft: float = 0.0
+    ) -> Tensor:
+        return scalar_inner(profile(**site.attrs), weight, given[0], x)
+
+    rule = RelaxedRule(
+        interval=interval, relax=relax, slopes=slopes, elementwise=True, inner=inner
+    )
     op = Op(name, call, shape, examples, relaxed=rule, **names)
     REGISTRY.add(op)
     return op
@@ -106,6 +114,30 @@ def bound(p: Profile, x: Interval) -> Interval:
     least = torch.where(defined, least.clamp(p.low, p.high), least)
     most = torch.where(most < torch.inf, most.clamp(p.low, p.high), most)
     return Interval(round_down(least, dtype).squeeze(1), round_up(most, dtype).squeeze(1))
+
+
+def scalar_inner(p: Profile, weight: Tensor, slope: Tensor, x: Interval) -> Tensor:
+    """Lower bound of ``weight h(z) - slope z`` over an interval: the oracle, scaled.
+
+    Where the weight is next to nothing, h is bounded by its interval instead.
+    """
+    import torch
+
+    low, high = _ends(x)
+    w, k = weight.double(), slope.double()
+    size = w.abs()
+    faint = size < TINY
+    unit = torch.where(faint, 0.0, k / torch.where(faint, 1.0, size))
+    m = torch.where(w > 0, intercept(p, 1, low, high, unit), intercept(p, -1, low, high, unit))
+    reach = torch.maximum(low.abs(), high.abs())
+    lost = torch.where(k == 0, 0.0, 8 * EPS * k.abs() * reach)
+    found = size * m - 4 * EPS * (size * m).abs() - lost - TINY
+    if bool(faint.any()):
+        h = bound(p, Interval(low.squeeze(1), high.squeeze(1)))
+        ends = torch.where(k == 0, 0.0, torch.minimum(-k * low, -k * high))
+        flat = ends - TINY * torch.maximum(h.lower.abs(), h.upper.abs()).unsqueeze(1) - lost - TINY
+        found = torch.where(faint, flat, found)
+    return torch.where(found == found, found, -torch.inf)
 
 
 def _rising(p: Profile, x: Interval) -> Interval | None:

@@ -1,9 +1,8 @@
 """Gradients of rows of the output with respect to the input, as a graph.
 
-Reverse-mode differentiation written down as nodes. The derivative of a kink is a variable between
-its one-sided derivatives (a step function whose bounds are both of them), so bounds hold for every
-element of Clarke's generalised Jacobian, and their largest dual norm over a convex region is a
-Lipschitz constant there.
+Reverse-mode differentiation written down as nodes. At a kink the derivative is a step function, so
+bounds over a region hold for the gradient almost everywhere in it, which is what makes a Lipschitz
+constant: their largest dual norm over a convex region is one.
 """
 
 from __future__ import annotations
@@ -55,10 +54,6 @@ class Tape:
         if factor.constant is None:
             factor = b.add("reshape", factor, shape=(1, *factor.shape))
         return b.add("mul", *b.broadcast(gradient, factor))
-
-    def scalar(self, op: str, x: Value, **attrs: float) -> Value:
-        """An elementwise operator."""
-        return self.b.add(op, x, **attrs)
 
     def number(self, value: float) -> Value:
         """A constant."""
@@ -140,7 +135,7 @@ def _leaky_relu(tape: Tape, node: Node, gradient: Value) -> None:
 
 def _step(tape: Tape, x: Value) -> Value:
     """1 above 0, 0 below; at 0 its bounds are both."""
-    return tape.scalar("heaviside", x, at_zero=0.5)
+    return tape.b.add("heaviside", x, at_zero=0.5)
 
 
 def _sigmoid(tape: Tape, node: Node, gradient: Value) -> None:
@@ -160,7 +155,7 @@ def _tanh(tape: Tape, node: Node, gradient: Value) -> None:
 
 def _softplus(tape: Tape, node: Node, gradient: Value) -> None:
     tape.send(node.inputs[0],
-              tape.times(gradient, tape.scalar("sigmoid", tape.value(node.inputs[0]))))
+              tape.times(gradient, tape.b.add("sigmoid", tape.value(node.inputs[0]))))
 
 
 def _sum(tape: Tape, node: Node, gradient: Value) -> None:

@@ -71,9 +71,8 @@ def with_output(network: Graph, kind: str, **settings: Any) -> Graph:
 def jacobian(network: Graph, rows: Any) -> Graph:
     """Gradients of rows of the output with respect to the input, ``(R, *input shape)``.
 
-    The derivative of a kink is taken to be any value between its one-sided derivatives, so bounds
-    hold for Clarke's generalised Jacobian; its largest dual norm over a convex region is a
-    Lipschitz constant there.
+    Kinks have a step as derivative, so bounds over a region hold almost everywhere in it; see
+    `certify.lipschitz` for what follows.
 
     Args:
         rows: coefficients ``(R, outputs)``.

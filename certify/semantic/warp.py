@@ -108,7 +108,7 @@ def warp_matrices(
     for side, grow in ((1, 1 - _SLACK), (2, 1 + _SLACK)):
         weight = over[side][:, :, None] * across[side][:, None, :] * grow
         data = (weight.ravel(), place.ravel(), starts)
-        found.append(csr_array(data, shape=(len(place),) * 2))  # type: ignore[no-untyped-call]
+        found.append(csr_array(data, shape=(len(place),) * 2))
     return found[0], found[1]
 
 

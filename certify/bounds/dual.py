@@ -1,0 +1,273 @@
+"""Lagrangian dual bounds: multipliers free to move, every value of them a bound.
+
+For each nonlinear step ``y = h(z)`` the row's coefficient ``A`` on ``y`` is split:
+
+    A y  =  (A - lambda) y  +  (lambda h(z) - mu z)  +  mu z
+         >= min over y of (A - lambda) y  +  min over z of (lambda h(z) - mu z)  +  mu z,
+
+and ``mu`` is what is pulled back further. That is the dual of Dvijotham et al. 2018 (equation 8)
+written as one backward pass, on any graph; with ``lambda = A`` throughout it is the Lagrangian
+decomposition of Bunel et al. 2020. CROWN is the point ``lambda = A, mu = slope A``, where both
+start, so no value that is kept is below CROWN's. The inner minima are closed forms
+(`RelaxedRule.inner`); their minimisers are the supergradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from certify.bounds.crown import Slopes, State, relax_with, row_bounds
+from certify.bounds.program import Step
+from certify.bounds.rounding import UNIT64, gamma, relaxed_error
+from certify.ops.families import per_row
+from certify.ops.record import Interval, Relaxation
+
+
+@dataclass(frozen=True)
+class Dual:
+    """Settings of the ascent.
+
+    Attributes:
+        iterations: supergradient steps.
+        rate: step of the first iteration, as a share of the row's mean coefficient at a step.
+        last: of the last iteration, likewise; geometric in between.
+        soft: temperature of the gradients' soft minima at the start, see `certify.ops.inner.least`;
+            it falls with the rate.
+    """
+
+    iterations: int = 320
+    rate: float = 0.6
+    last: float = 0.001
+    soft: float = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class DualRelaxation:
+    """A step's split with given multipliers; a `Relaxation`.
+
+    Attributes:
+        free: ``(B or 1, 1, *shape)`` where the multipliers act; elsewhere, where the step is linear
+            on its interval, the default relaxation stands.
+        weight_: lambda ``(B, R, *shape)``, or None for whatever coefficient arrives.
+        slopes: mu per variable operand, ``(B, R, *shape)``.
+    """
+
+    absorbs: ClassVar[bool] = True  # `backward` accounts for its own rounding
+    step: Step
+    bounds: Sequence[Interval | None]
+    default: Relaxation
+    free: Tensor
+    weight_: Tensor | None
+    slopes: tuple[Tensor, ...]
+    rigorous: bool
+    soft: float = 0.0
+
+    def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        """See `Relaxation.backward`."""
+        fixed = A.masked_fill(self.free, 0.0)
+        parts, bias = self.default.backward(fixed)
+        if self.rigorous:
+            cost = relaxed_error(self.step, self.default, self.bounds, False)
+            bias = bias - per_row(fixed.abs() * cost.unsqueeze(1)).sum(-1) * (1 + 2.0**-30)
+        weight = A if self.weight_ is None else self.weight_
+        mu = iter(torch.where(self.free, m, 0.0).to(A.dtype) for m in self.slopes)
+        sent = tuple(None if part is None else part + next(mu) for part in parts)
+        terms = self.step.curve.inner
+        if terms is None:
+            raise TypeError(f"{self.step.op.name} has no inner problem")
+        operands = self.step.operands(self.bounds)
+        total = terms(self.step.site, weight, self.slopes, *operands, soft=self.soft)
+        if self.weight_ is not None:
+            total = total + self._mismatch(A, self.weight_)
+        total = per_row(torch.where(self.free, total, 0.0))
+        found = total.sum(-1)
+        if self.rigorous:
+            found = found - gamma(total.shape[-1] + 8, UNIT64) * total.abs().sum(-1)
+        return sent, bias + found.to(bias.dtype)
+
+    def _mismatch(self, A: Tensor, weight: Tensor) -> Tensor:
+        """``min over y of (A - lambda) y``."""
+        box = self.bounds[self.step.index]
+        if box is None:
+            raise TypeError(f"{self.step.node.name} has no bounds")
+        low, high = box.lower.double().unsqueeze(1), box.upper.double().unsqueeze(1)
+        gap = A.double() - weight.double()
+        found = torch.minimum(gap * low, gap * high)
+        found = torch.where(gap == 0, 0.0, found)
+        reach = torch.maximum(low.abs(), high.abs())
+        lost = 2.0**-50 * (A.double().abs() + weight.double().abs()) * reach
+        return found - torch.where((A == 0) & (weight == 0), 0.0, lost)
+
+    def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
+        """Of the default relaxation; never charged, see ``absorbs``."""
+        return self.default.weight(magnitudes)
+
+
+def free_elements(step: Step, bounds: Sequence[Interval | None]) -> Tensor | None:
+    """Where a step leaves its multipliers something to choose, ``(B, 1, *shape)``; None: nowhere.
+
+    A step whose inner problem is unknown, or whose operands are broadcast, keeps its relaxation.
+    """
+    rule, site = step.curve, step.site
+    varying = [s for s, v in zip(site.shapes, site.varies, strict=True) if v]
+    if rule.inner is None or any(s != site.shape for s in varying):
+        return None
+    boxes = [b for b in step.operands(bounds) if isinstance(b, Interval)]
+    if rule.ambiguous is not None and len(boxes) == 1:
+        found = rule.ambiguous(site, boxes[0])
+    else:
+        found = torch.stack([b.upper > b.lower for b in boxes]).any(0)
+    return found.unsqueeze(1) if bool(found.any()) else None
+
+
+@dataclass
+class _Recorder:
+    """Wraps a relaxation and notes what came and what was sent on."""
+
+    inner: Relaxation
+    note: Callable[[Tensor, tuple[Tensor | None, ...]], None]
+    absorbs: ClassVar[bool] = False
+
+    def backward(self, A: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        parts, bias = self.inner.backward(A)
+        self.note(A, parts)
+        return parts, bias
+
+    def weight(self, magnitudes: tuple[Tensor | None, ...]) -> Tensor:
+        return self.inner.weight(magnitudes)
+
+
+def crown_multipliers(state: State, rows: Mapping[int, Tensor], mismatch: bool,
+                      slopes: Slopes | None = None) -> dict[int, tuple[Tensor, ...]]:
+    """The multipliers at which the dual is CROWN: per free step lambda (if ``mismatch``) and mu.
+
+    Args:
+        slopes: of the relaxations, default CROWN's.
+    """
+    found: dict[int, tuple[Tensor, ...]] = {}
+    sweep = state.searching().sweep(rows)
+    sweep.columns = None
+    base = relax_with(state, slopes)
+
+    def relax(step: Step) -> Relaxation:
+        relaxation: Relaxation = base(step)
+        if free_elements(step, state.bounds) is None:
+            return relaxation
+
+        def note(A: Tensor, parts: tuple[Tensor | None, ...]) -> None:
+            mu = tuple(p for p in parts if p is not None)
+            found[step.index] = (A, *mu) if mismatch else mu
+
+        return _Recorder(relaxation, note)
+
+    with torch.no_grad():
+        sweep.run(relax)
+    return found
+
+
+def dual_bounds(
+    state: State, rows: Mapping[int, Tensor], multipliers: Slopes, soft: float = 0.0
+) -> Tensor:
+    """Lower bounds ``(B, R)`` of rows with given multipliers, see `crown_multipliers`."""
+    sweep = state.sweep(rows)
+    sweep.columns = None
+
+    def relax(step: Step) -> Relaxation:
+        default = state.relax(step)
+        given, free = multipliers.get(step.index), free_elements(step, state.bounds)
+        if given is None or free is None:
+            return default
+        operands = sum(step.site.varies)
+        if len(given) not in (operands, operands + 1):
+            raise TypeError(f"{len(given)} multipliers for {step.node.name}")
+        weight = given[0] if len(given) > operands else None
+        return DualRelaxation(step, state.bounds, default, free, weight, given[-operands:],
+                              state.semantics.rigorous, soft)
+
+    sweep.run(relax)
+    return sweep.minimum(state.region, state.program.inputs)
+
+
+@dataclass
+class _Ascent:
+    """Adam (Kingma and Ba 2015) over all multipliers, per row, in units of the row's coefficients.
+
+    Attributes:
+        value: current multipliers; best: those of the best value of each row so far.
+    """
+
+    value: dict[int, tuple[Tensor, ...]]
+    best: dict[int, tuple[Tensor, ...]]
+    unit: dict[int, Tensor]
+    first: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    second: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def step(self, total: Tensor, rate: float, count: int) -> None:
+        """One step up."""
+        places = [(i, n) for i, group in self.value.items() for n in range(len(group))]
+        tensors = [self.value[i][n] for i, n in places]
+        gradients: Any = torch.autograd.grad(total, tensors, allow_unused=True)
+        moved: dict[int, list[Tensor]] = {i: list(g) for i, g in self.value.items()}
+        for (i, n), tensor, gradient in zip(places, tensors, gradients, strict=True):
+            if gradient is None:
+                continue
+            g = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+            m = self.first.setdefault((i, n), torch.zeros_like(g)).lerp_(g, 0.1)
+            v = self.second.setdefault((i, n), torch.zeros_like(g)).lerp_(g * g, 0.01)
+            move = m / (1 - 0.9**count) / ((v / (1 - 0.99**count)).sqrt() + 1e-12)
+            moved[i][n] = (tensor + rate * self.unit[i] * move).detach().requires_grad_()
+        self.value = {i: tuple(group) for i, group in moved.items()}
+
+    def keep(self, better: Tensor) -> None:
+        """Note the multipliers of rows ``(B, R)`` whose value is the best so far."""
+        for i, group in self.value.items():
+            shape = (*better.shape, *(1,) * (group[0].dim() - 2))
+            mask = better.reshape(shape)
+            self.best[i] = tuple(torch.where(mask, new.detach(), old)
+                                 for new, old in zip(group, self.best[i], strict=True))
+
+
+def optimise_dual(state: State, rows: Mapping[int, Tensor], settings: Dual, mismatch: bool,
+                  done: Callable[[Tensor], bool] | None = None,
+                  ) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+    """Lower bounds ``(B, R)`` of rows by dual ascent, and the multipliers that reach them.
+
+    Anytime: the best value of each row so far is kept, starting from CROWN's.
+
+    Args:
+        mismatch: the dual of Dvijotham et al.; False: the decomposition of Bunel et al.
+        done: looks at the best bounds so far; True stops.
+    """
+    state = state.searching()
+    start = crown_multipliers(state, rows, mismatch)
+    best = row_bounds(state, rows).detach()
+    if not start:
+        return best, start
+    value = {i: tuple(t.detach().clone().requires_grad_() for t in g) for i, g in start.items()}
+    ascent = _Ascent(value, dict(start), {i: _unit(g) for i, g in start.items()})
+    steps = settings.iterations
+    with torch.enable_grad():
+        for iteration in range(steps + 1):
+            share = iteration / max(1, steps - 1)
+            rate = settings.rate * (settings.last / settings.rate) ** share
+            found = dual_bounds(state, rows, ascent.value, settings.soft * rate / settings.rate)
+            better = found.detach() > best
+            best = torch.where(better, found.detach(), best)
+            ascent.keep(better)
+            if iteration == steps or (done is not None and done(best)):
+                break
+            finite = torch.where(found.isfinite(), found, torch.zeros_like(found))
+            ascent.step(finite.sum(), rate, iteration + 1)
+    return best, ascent.best
+
+
+def _unit(group: tuple[Tensor, ...]) -> Tensor:
+    """Mean size of a row's coefficients at a step, ``(B, R, 1, ...)``."""
+    sizes = per_row(group[0].abs())
+    mean = sizes.sum(-1) / (sizes > 0).sum(-1).clamp(min=1)
+    return mean.reshape(*mean.shape, *(1,) * (group[0].dim() - 2))
