@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
+    from certify.evaluation.lipschitz import lipschitz
     from certify.evaluation.transformed.sweep import evaluate_transform
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
@@ -69,6 +70,7 @@ _HOME = {
     "evaluate": "certify.evaluation.evaluate",
     "evaluate_transform": "certify.evaluation.transformed.sweep",
     "from_torch": "certify.importers.torch_graph",
+    "lipschitz": "certify.evaluation.lipschitz",
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
@@ -82,7 +84,7 @@ __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Ellipsoid", "Evaluation", "Linf", "Lp",
     "Polytope", "Product", "Spec", "Substitutions", "UnionOfBoxes",
     "Verdict", "__version__", "bound", "check", "evaluate", "evaluate_transform",
-    "from_torch", "load",
+    "from_torch", "lipschitz", "load",
     "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
 ]
 

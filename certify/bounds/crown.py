@@ -154,10 +154,11 @@ def tighten(
         if plan.recipe is not None:
             for unit in plan.recipe.get(index, ()):
                 _apply(state, index, unit)
-        elif index in wanted and state.exact[index] == 2 and (
-            plan.refine or _first_layer(program, region, index)
-        ):
-            _refine(state, index, plan.alpha)
+        elif index in wanted and state.exact[index] == 2:
+            if _first_layer(program, region, index):
+                _apply_all(state, index)
+            elif plan.refine:
+                _refine(state, index, plan.alpha)
     return state
 
 
@@ -328,6 +329,15 @@ def _refine(state: State, index: int, alpha: Alpha | None) -> None:
             # Examples with nothing to tighten must not depend on which others share their batch.
             idle = None if mask.shape[0] == 1 else ~mask.any(1, keepdim=True)
             _apply(state, index, UnitPass(chosen, slopes, idle))
+
+
+def _apply_all(state: State, index: int) -> None:
+    """Bound every element of a step by a backward pass: its range counts even where its sign is
+    known."""
+    box, size = state.box(index), math.prod(state.program.shape(index))
+    every = torch.arange(size, device=box.lower.device).unsqueeze(0).expand(len(box.lower), -1)
+    for part in row_chunks(state.program, index, len(box.lower), size, state.limits.memory):
+        _apply(state, index, UnitPass(every[:, part], None))
 
 
 def unit_rows(state: State, index: int, chosen: Tensor) -> UnitRows:

@@ -203,7 +203,7 @@ class _Ascent:
 
     value: dict[int, tuple[Tensor, ...]]
     best: dict[int, tuple[Tensor, ...]]
-    unit: dict[int, Tensor]
+    unit: dict[int, tuple[Tensor, ...]]
     first: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     second: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -220,7 +220,7 @@ class _Ascent:
             m = self.first.setdefault((i, n), torch.zeros_like(g)).lerp_(g, 0.1)
             v = self.second.setdefault((i, n), torch.zeros_like(g)).lerp_(g * g, 0.01)
             move = m / (1 - 0.9**count) / ((v / (1 - 0.99**count)).sqrt() + 1e-12)
-            moved[i][n] = (tensor + rate * self.unit[i] * move).detach().requires_grad_()
+            moved[i][n] = (tensor + rate * self.unit[i][n] * move).detach().requires_grad_()
         self.value = {i: tuple(group) for i, group in moved.items()}
 
     def keep(self, better: Tensor) -> None:
@@ -249,7 +249,7 @@ def optimise_dual(state: State, rows: Mapping[int, Tensor], settings: Dual, mism
     if not start:
         return best, start
     value = {i: tuple(t.detach().clone().requires_grad_() for t in g) for i, g in start.items()}
-    ascent = _Ascent(value, dict(start), {i: _unit(g) for i, g in start.items()})
+    ascent = _Ascent(value, dict(start), {i: _units(state, i, g) for i, g in start.items()})
     steps = settings.iterations
     with torch.enable_grad():
         for iteration in range(steps + 1):
@@ -266,8 +266,17 @@ def optimise_dual(state: State, rows: Mapping[int, Tensor], settings: Dual, mism
     return best, ascent.best
 
 
-def _unit(group: tuple[Tensor, ...]) -> Tensor:
-    """Mean size of a row's coefficients at a step, ``(B, R, 1, ...)``."""
-    sizes = per_row(group[0].abs())
-    mean = sizes.sum(-1) / (sizes > 0).sum(-1).clamp(min=1)
-    return mean.reshape(*mean.shape, *(1,) * (group[0].dim() - 2))
+def _units(state: State, index: int, group: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a step of 1 means for each multiplier: the mean range of the products ``mu z`` of a
+    row, over the range of the element itself, so that rescaled neurons move alike."""
+    step = state.program.steps[index]
+    if step is None:
+        raise TypeError("an input has no multipliers")
+    boxes = [b for b in step.operands(state.bounds) if isinstance(b, Interval)]
+    if len(group) > len(boxes):  # lambda belongs to the result
+        boxes = [state.box(index), *boxes]
+    widths = [(b.upper - b.lower).nan_to_num(0.0, 0.0, 0.0).unsqueeze(1) for b in boxes]
+    reach = torch.stack([per_row(t.abs() * w) for t, w in zip(group, widths, strict=True)]).amax(0)
+    mean = reach.sum(-1) / (reach > 0).sum(-1).clamp(min=1)
+    mean = mean.reshape(*mean.shape, *(1,) * (group[0].dim() - 2))
+    return tuple(torch.where(w > 0, mean / w.clamp(min=1e-30), 0.0) for w in widths)

@@ -116,10 +116,11 @@ class Substitutions(Region):
 
     def _gains(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Change by the best candidate per position, at most 0, and which: ``(B, R, L)``."""
+        import torch
+
         center, moves, _ = self._parts(a)
-        rows = a.reshape(*a.shape[:2], *center.shape[1:])
-        change = (rows.unsqueeze(3) * moves.unsqueeze(1)).sum(-1)
-        best, which = change.min(-1)
+        rows = a.reshape(*a.shape[:2], *center.shape[1:]).expand(len(center), *a.shape[1:2], -1, -1)
+        best, which = torch.einsum("brld,blcd->brlc", rows, moves).min(-1)
         return best.clamp(max=0), which
 
     def _chosen(self, gains: Tensor) -> Tensor:
@@ -133,11 +134,14 @@ class Substitutions(Region):
         import torch
 
         a = self._coefficients(A, rigorous)
-        center, moves, _ = self._parts(a)
+        center, moves, budget = self._parts(a)
         flat = center.reshape(len(center), -1)
         gains, _ = self._gains(a)
         value = torch.einsum("brn,bn->br", a.expand(len(flat), *a.shape[1:]), flat)
-        total = value + torch.where(self._chosen(gains), gains, 0.0).sum(-1)
+        most = min(int(budget.max()), gains.shape[-1])
+        few = gains.topk(most, -1, largest=False).values
+        allowed = torch.arange(most, device=a.device) < budget.reshape(-1, 1, 1)
+        total = value + torch.where(allowed, few, 0.0).sum(-1)
         if not rigorous:
             return total
         # |a| times what positions may reach bounds every term; 4 more roundings for the moves.

@@ -249,7 +249,7 @@ class Ellipsoid(Region):
         found = center.unsqueeze(1) + move
         return found.reshape(*found.shape[:2], *self._shape())
 
-    def _inside(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def _coordinates(self, x: Tensor) -> Tensor:
         """Coordinates u of points ``(B, N, n)``."""
         import torch
 
@@ -263,7 +263,7 @@ class Ellipsoid(Region):
 
         center, axes = self._parts(x)
         flat = x.reshape(*x.shape[:2], -1)
-        length = torch.linalg.vector_norm(self._inside(flat), dim=-1, keepdim=True)
+        length = torch.linalg.vector_norm(self._coordinates(flat), dim=-1, keepdim=True)
         share = torch.where(length > 1, (1 - 2.0**-20) / length.clamp(min=1e-30), 1.0)
         found = center.unsqueeze(1) + share * (flat - center.unsqueeze(1))
         return found.reshape(x.shape)
@@ -275,7 +275,7 @@ class Ellipsoid(Region):
         point, _ = self._points(x)
         tensor = torch.as_tensor(point)
         length = torch.linalg.vector_norm(
-            self._inside(tensor.reshape(*tensor.shape[:2], -1)), dim=-1)
+            self._coordinates(tensor.reshape(*tensor.shape[:2], -1)), dim=-1)
         found = length <= 1 - 1e-9 + 2 * slack + (1e-9 if slack else 0.0)
         answer: Array = found if is_tensor(x) else found.numpy()
         return answer

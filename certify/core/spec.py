@@ -7,6 +7,8 @@ unsafe set is a union of clauses, a clause an intersection of half-spaces (rows)
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 LARGEST_SPEC = 50_000_000  # coefficients: 400 MB
 
+
+_MOST_SETS = 10_000  # combinations of classes in a top-k specification
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -177,6 +181,30 @@ class Spec:
         y[example, rival, labels[:, None]] = 1.0
         y[example, rival, others] = -1.0
         return cls(_single_rows(y, np.zeros(rivals), strict=False), num_classes)
+
+    @classmethod
+    def top_k(cls, label: int, k: int, num_classes: int) -> Spec:
+        """Fewer than k outputs are above or equal to output ``label``.
+
+        Unsafe is, for any k others, ``Y_j >= Y_label`` for all of them.
+
+        Raises:
+            BadInput: a label or k outside the classes, or too many combinations.
+        """
+        if not 0 <= label < num_classes or not 1 <= k < num_classes:
+            raise BadInput(f"top-{k} of {num_classes} classes with label {label}: the label must "
+                           "be one of them, and k from 1 to one less")
+        if math.comb(num_classes - 1, k) > _MOST_SETS:
+            raise BadInput(f"top-{k} of {num_classes} classes has more than {_MOST_SETS} "
+                           "combinations; give a smaller k")
+        others = [j for j in range(num_classes) if j != label]
+        clauses = []
+        for chosen in itertools.combinations(others, k):
+            y = np.zeros((1, k, num_classes))
+            y[0, :, label] = 1.0
+            y[0, np.arange(k), chosen] = -1.0
+            clauses.append(Clause(y, None, np.zeros(k), np.zeros(k, dtype=bool)))
+        return cls(tuple(clauses), num_classes)
 
     @classmethod
     def linear(cls, C: ArrayLike, d: ArrayLike) -> Spec:

@@ -115,7 +115,9 @@ def _inner_as(sign: int) -> Callable[..., Tensor]:
         for t in (least, most):  # only where the diagonal crosses the box
             at = torch.where(meet, t, x.lower), torch.where(meet, t, y.lower)
             places.append((*at, pick(*at)))
-        return least_at(places, weight, slopes, soft)
+        given = iter(slopes)
+        both = tuple(next(given) if v else torch.zeros_like(weight) for v in site.varies)
+        return least_at(places, weight, both, soft)
 
     return inner
 

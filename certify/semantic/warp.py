@@ -7,7 +7,7 @@ images: ``[W_low x, W_high x]`` for ``x >= 0``. float64 throughout, rounded outw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ def _scale(u: Range, v: Range, factor: Range) -> tuple[Range, Range]:
     return _times(u, inverse), _times(v, inverse)
 
 
-_INVERSE = {
+_INVERSE: Mapping[str, Callable[[Range, Range, Range], tuple[Range, Range]]] = {
     "rotate": _rotate,
     "scale": _scale,
     "translate-x": lambda u, v, t: (_minus(u, t), v),
