@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
+    from certify.grid_search import grid_search
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
     from certify.importers.torch_graph import from_torch
@@ -51,6 +52,7 @@ _HOME = {
     "check": "certify.recheck",
     "evaluate": "certify.evaluation.evaluate",
     "from_torch": "certify.importers.torch_graph",
+    "grid_search": "certify.grid_search",
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
@@ -62,7 +64,7 @@ _HOME = {
 
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product", "Spec",
-    "Verdict", "__version__", "bound", "check", "evaluate", "from_torch", "load",
+    "Verdict", "__version__", "bound", "check", "evaluate", "from_torch", "grid_search", "load",
     "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
 ]
 
