@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from certify.core.region import L0, L1, L2, Box, Linf, Lp, Product
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
+    from certify.features import ProofFeatures, proof_features
     from certify.grid_search import grid_search
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
@@ -46,6 +47,7 @@ _HOME = {
     "Linf": "certify.core.region",
     "Lp": "certify.core.region",
     "Product": "certify.core.region",
+    "ProofFeatures": "certify.features",
     "Spec": "certify.core.spec",
     "Verdict": "certify.core.certificate",
     "bound": "certify.bounds.methods",
@@ -57,15 +59,17 @@ _HOME = {
     "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
     "load_weights": "certify.importers.checkpoints",
+    "proof_features": "certify.features",
     "read_vnnlib": "certify.importers.vnnlib",
     "smooth": "certify.smooth",
     "verify": "certify.verify",
 }
 
 __all__ = [
-    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product", "Spec",
-    "Verdict", "__version__", "bound", "check", "evaluate", "from_torch", "grid_search", "load",
-    "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
+    "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Evaluation", "Linf", "Lp", "Product",
+    "ProofFeatures", "Spec", "Verdict", "__version__", "bound", "check", "evaluate", "from_torch",
+    "grid_search", "load", "load_array", "load_certificate", "load_weights", "proof_features",
+    "read_vnnlib", "smooth", "verify",
 ]
 
 

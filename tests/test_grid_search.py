@@ -15,8 +15,9 @@ import torch
 import certify
 from certify.bounds.budget import Limits
 from certify.bounds.crown import Plan, tighten
+from certify.bounds.evaluate import evaluate
 from certify.bounds.program import prepare
-from certify.core.certificate import Verdict
+from certify.core.certificate import Verdict, read_certificate
 from certify.core.errors import BadInput, LimitExceeded, UsageError
 from certify.core.graph import Graph
 from certify.core.region import L2, Box, Linf, Product
@@ -99,7 +100,7 @@ def test_it_agrees_with_the_exact_minimum_of_a_slice(seed: int) -> None:
         assert found.verdict is wanted, found.sentence()
         if wanted is Verdict.HOLDS:
             assert certify.check(found, graph).accepted
-            text = certify.core.certificate.read_certificate(found.text())
+            text = read_certificate(found.text())
             assert certify.check(text, graph).accepted
         else:
             point = np.asarray(found.counterexample.input, dtype=np.float64).reshape(1, -1)
@@ -133,7 +134,7 @@ def test_no_step_beats_the_lipschitz_constants(activation: str) -> None:
         a = rng.uniform(centre - 0.25, centre + 0.25, size=(400, 5))
         b = a.copy()
         b[:, [1, 3]] = rng.uniform(centre[[1, 3]] - 0.25, centre[[1, 3]] + 0.25, size=(400, 2))
-        values = [certify.bounds.evaluate.evaluate(graph, torch.from_numpy(p)).numpy() @ y.T
+        values = [evaluate(graph, torch.from_numpy(p)).numpy() @ y.T
                   for p in (a, b)]
         allowed = np.abs(a - b)[:, [1, 3]] @ rates.T
         assert (np.abs(values[0] - values[1]) <= allowed + 1e-12).all()

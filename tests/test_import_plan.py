@@ -19,7 +19,7 @@ HEAVY |= {"matplotlib", "jinja2", "rich", "PIL"}
 
 # above search
 DECIDING_FILES = {"verify", "recheck", "ladder", "climb", "small_route", "targets", "settings",
-                  "wording", "smooth", "grid_search"}
+                  "wording", "smooth", "grid_search", "features"}
 _BOUNDING = {"bounds", "semantic", "importers", "ops", "core"}
 _DECIDING = {"verify", "training", "checker", "search", "smoothing"}
 PLAN = {

@@ -54,13 +54,25 @@ def row_rates(
     coefficients = torch.cat([c.reshape(c.shape[1], -1) for c in rows.values()], 1)
     ends = [e for e in (tangents[i] for i in rows) if e is not None]
     lower, upper = (torch.cat([e[k].reshape(len(dims), -1) for e in ends], 1) for k in (0, 1))
-    middle, radius = midpoint_radius(lower, upper)
-    sizes = coefficients.abs()
-    rate = (coefficients @ middle.T).abs() + sizes @ radius.T
-    terms = coefficients.shape[1]
-    lost = dot_error(2 * terms) * (sizes @ (middle.abs() + radius).T) + UNDERFLOW * (1 + terms)
-    found = (rate + lost) * (1 + 2.0**-50)
-    return np.asarray(torch.nan_to_num(found, nan=torch.inf, posinf=torch.inf).cpu().numpy())
+    rates = magnitude(contracted(coefficients, Interval(lower, upper))).T
+    return np.asarray(torch.nan_to_num(rates, nan=torch.inf, posinf=torch.inf).cpu().numpy())
+
+
+def contracted(coefficients: Tensor, box: Interval) -> Interval:
+    """Bounds of ``coefficients . v`` for v in boxes, rounded outward.
+
+    Args:
+        coefficients: ``(R, n)`` float64.
+        box: ``(N, n)`` each side.
+
+    Returns:
+        ``(N, R)`` each side; infinite where nothing is known.
+    """
+    middle, radius = midpoint_radius(box.lower, box.upper)
+    sizes, terms = coefficients.abs(), coefficients.shape[1]
+    centre, reach = middle @ coefficients.T, radius @ sizes.T
+    lost = dot_error(2 * terms) * ((middle.abs() + radius) @ sizes.T) + UNDERFLOW * (1 + terms)
+    return widen(Interval(centre - reach, centre + reach), lost * (1 + 2.0**-50))
 
 
 def _inputs(state: State, dims: NDArray[np.int64]) -> list[Interval | None]:
@@ -81,7 +93,7 @@ def _inputs(state: State, dims: NDArray[np.int64]) -> list[Interval | None]:
 
 def _through(step: Step, state: State, tangents: list[Interval | None]) -> Interval | None:
     if step.affine:
-        return _affine(step, tangents)
+        return linear_part(step, tangents)
     derivative = _DERIVATIVES.get(step.op.name)
     if derivative is None:
         return None
@@ -95,8 +107,8 @@ def _through(step: Step, state: State, tangents: list[Interval | None]) -> Inter
     return widen(Interval(least, most), size * 2.0**-51 + UNDERFLOW)
 
 
-def _affine(step: Step, tangents: list[Interval | None]) -> Interval:
-    """The linear part alone: the step on tangents, its offset taken off again."""
+def linear_part(step: Step, tangents: list[Interval | None]) -> Interval:
+    """An affine step without its offset, on intervals of tangents, rounded outward."""
     found, error = interval_step(step, tangents, Semantics.REAL)
     offset = step.offset
     if offset is None:
