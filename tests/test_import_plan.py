@@ -15,7 +15,7 @@ import tiny_models
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "certify"
 HEAVY = {"torch", "onnx", "onnxruntime", "numba", "scipy", "cvxpy", "sklearn"}
-HEAVY |= {"matplotlib", "jinja2", "rich", "PIL"}
+HEAVY |= {"matplotlib", "jinja2", "rich", "PIL", "z3"}
 
 # above search
 DECIDING_FILES = {"verify", "recheck", "ladder", "climb", "small_route", "targets", "settings",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from certify.core.errors import BadInput
 
 _TILE, _GAP, _TEXT, _COLUMNS = 112, 14, 34, 6
+_LETTER = 6  # about the width of one
 _UP, _DOWN = np.array([178, 24, 43]), np.array([33, 102, 172])  # red and blue on white
 
 
@@ -40,7 +41,8 @@ def pictures(
     columns = max(1, min(_COLUMNS, len(maps)))
     rows = max(1, math.ceil(len(maps) / columns))
     below = _GAP + rows * (_TILE + _TEXT + _GAP)
-    width = max(_GAP + columns * (_TILE + _GAP), 420)
+    longest = max(map(len, caption), default=0)
+    width = max(_GAP + columns * (_TILE + _GAP), 2 * _GAP + _LETTER * longest)
     height = below + 16 * len(caption) + _GAP
     parts = []
     for number, (tile, label) in enumerate(zip(maps, labels, strict=True)):
