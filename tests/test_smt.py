@@ -15,10 +15,11 @@ from certify.core.errors import BadInput, LimitExceeded, Unsupported
 from certify.core.graph import Graph
 from certify.core.region import L2, Box
 from certify.core.spec import Row, Spec
+from certify.ops.builder import Builder, Value
 from certify.search.smt import ask
 from tests import small_nets
-from tests.exact_nets import exact_values, rational
-from tests.nets import convolutional, grow, mlp
+from tests.exact_nets import Exact, rational, values
+from tests.nets import convolutional, grow, layer, mlp
 from tests.test_grid_search import POSITIVE, spike
 
 
@@ -56,8 +57,6 @@ def _unsafe(graph: Graph, spec: Spec, point: tuple[Fraction, ...]) -> bool:
 
 
 def _values(graph: Graph, point: np.ndarray) -> np.ndarray:
-    from tests.exact_nets import Exact, values
-
     class Kept(Exact):
         def lift(self, array: Any) -> np.ndarray:
             kept = np.asarray(array)
@@ -111,17 +110,23 @@ def test_a_needle_between_grid_points_is_known_to_the_solver(_z3: Any) -> None:
     assert certificate.verdict is Verdict.UNKNOWN
 
 
+def _skipping(b: Builder, x: Value, rng: np.random.Generator) -> Value:
+    first = b.add("relu", layer(b, x, 4, rng))
+    return layer(b, b.add("relu", b.add("sub", layer(b, first, 4, rng), first)), 2, rng)
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("seed", range(4))
 def test_leaky_layers_products_and_sums_are_encoded_exactly(_z3: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    for make in (small_nets.chain, small_nets.ladder_net):
-        graph = make([2, 4, 3, 2], rng)
-        point = rng.uniform(-0.5, 0.5, size=2).astype(np.float32).astype(np.float64)
-        y = exact_values(graph, point.reshape(1, 1, 2))[graph.output].reshape(-1)
-        near = float(y[0])
-        region = Box(point.reshape(1, 2), point.reshape(1, 2))  # one point: its value is known
-        for bound, answer in ((near + 1e-6, "sat"), (near - 1e-6, "unsat")):
+    point = rng.uniform(-0.5, 0.5, size=2).astype(np.float32).astype(np.float64)
+    fractions = [Fraction(float(v)) for v in point]
+    leaky, skips = small_nets.chain([2, 4, 3, 2], rng), grow(_skipping, (2,), seed)
+    exact = [small_nets.run(leaky, fractions)[0],
+             values(skips, Exact(), point[None])[skips.output].reshape(-1)[0]]
+    for graph, y in zip((leaky, skips), exact, strict=True):
+        region = Box(*(point.reshape(graph.input_shapes[0]),) * 2)  # one point: its value is known
+        for bound, answer in ((float(y) + 1e-6, "sat"), (float(y) - 1e-6, "unsat")):
             spec = Spec.unsafe([[Row({0: 1.0}, bound)]], 2)
             assert ask(graph, region, spec).answer == answer
 
@@ -149,7 +154,7 @@ def test_a_time_limit_is_an_unknown(_z3: Any) -> None:
 def test_what_has_no_encoding_is_refused(_z3: Any) -> None:
     graph, region, _ = _question(0)
     with pytest.raises(Unsupported, match="conv"):
-        ask(grow(convolutional, (3,)), region, Spec.linear([[1.0]], [0.0]))
+        ask(grow(convolutional, (3,)), region, Spec.classify(0, 3))
     with pytest.raises(LimitExceeded, match="ReLUs"):
         ask(grow(mlp((201, 2)), (3,)), region, Spec.classify(0, 2))
     with pytest.raises(BadInput, match="Box or Linf"):
