@@ -31,6 +31,7 @@ RUN = [
 ]
 HUB = ["safetensors>=0.4"]
 IMAGES = ["pillow>=10"]
+Z3 = ["z3-solver>=4.12"]
 TEST = [
     *HUB,
     *IMAGES,
@@ -58,7 +59,7 @@ setup(
     package_dir={"certify.kernels": "kernels"},
     package_data={"certify": ["py.typed"]},
     install_requires=RUN,
-    extras_require={"hub": HUB, "images": IMAGES, "test": TEST},
+    extras_require={"hub": HUB, "images": IMAGES, "test": TEST, "z3": Z3},
     entry_points={"console_scripts": ["certify = certify.cli.main:entry"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

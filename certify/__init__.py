@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from certify.evaluation.evaluate import Evaluation, evaluate
     from certify.evaluation.lipschitz import lipschitz
     from certify.evaluation.transformed.sweep import evaluate_transform
+    from certify.features import ProofFeatures, proof_features
+    from certify.grid_search import grid_search
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
     from certify.importers.torch_graph import from_torch
@@ -59,6 +61,7 @@ _HOME = {
     "Linf": "certify.core.region",
     "Lp": "certify.core.region",
     "Product": "certify.core.region",
+    "ProofFeatures": "certify.features",
     "Spec": "certify.core.spec",
     "Verdict": "certify.core.certificate",
     "bound": "certify.bounds.methods",
@@ -70,11 +73,13 @@ _HOME = {
     "evaluate": "certify.evaluation.evaluate",
     "evaluate_transform": "certify.evaluation.transformed.sweep",
     "from_torch": "certify.importers.torch_graph",
+    "grid_search": "certify.grid_search",
     "lipschitz": "certify.evaluation.lipschitz",
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
     "load_weights": "certify.importers.checkpoints",
+    "proof_features": "certify.features",
     "read_vnnlib": "certify.importers.vnnlib",
     "smooth": "certify.smooth",
     "verify": "certify.verify",
@@ -82,10 +87,10 @@ _HOME = {
 
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Ellipsoid", "Evaluation", "Linf", "Lp",
-    "Polytope", "Product", "Spec", "Substitutions", "UnionOfBoxes",
-    "Verdict", "__version__", "bound", "check", "evaluate", "evaluate_transform",
-    "from_torch", "lipschitz", "load",
-    "load_array", "load_certificate", "load_weights", "read_vnnlib", "smooth", "verify",
+    "Polytope", "Product", "ProofFeatures", "Spec", "Substitutions", "UnionOfBoxes", "Verdict",
+    "__version__", "bound", "check", "evaluate", "evaluate_transform", "from_torch",
+    "grid_search", "lipschitz", "load", "load_array", "load_certificate", "load_weights",
+    "proof_features", "read_vnnlib", "smooth", "verify",
 ]
 
 

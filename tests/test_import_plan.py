@@ -15,11 +15,11 @@ import tiny_models
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "certify"
 HEAVY = {"torch", "onnx", "onnxruntime", "numba", "scipy", "cvxpy", "sklearn"}
-HEAVY |= {"matplotlib", "jinja2", "rich", "PIL"}
+HEAVY |= {"matplotlib", "jinja2", "rich", "PIL", "z3"}
 
 # above search
 DECIDING_FILES = {"verify", "recheck", "ladder", "climb", "small_route", "targets", "settings",
-                  "wording", "smooth"}
+                  "wording", "smooth", "grid_search", "features"}
 _BOUNDING = {"bounds", "semantic", "importers", "ops", "core"}
 _DECIDING = {"verify", "training", "checker", "search", "smoothing"}
 PLAN = {

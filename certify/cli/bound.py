@@ -17,12 +17,14 @@ from certify.importers.files import shown
 if TYPE_CHECKING:
     import numpy as np
 
+    from certify.core.graph import Graph
     from certify.core.region import Region
 
 _METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha", "dual", "decomposition", "lp")
 _ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and
 differences of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than
-differences of bounds."""
+differences of bounds. --output takes a function from certify supports --outputs with its settings,
+such as softmax, or distance:distances=0/1/2 (numbers of one setting separated by slashes)."""
 
 
 def add(commands: Any) -> None:
@@ -39,6 +41,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--semantics", choices=("real", "float32"), default="real",
                         help="the arithmetic the bounds speak of (default: real)")
     parser.add_argument("--rows", help="what to bound instead of every output, see below")
+    parser.add_argument("--output", type=_output, metavar="KIND[:NAME=V...]",
+                        help="bound a function of the output instead, see below")
+    parser.add_argument("--gradient", action="store_true",
+                        help="bound the gradients of the outputs with respect to the input")
     parser.add_argument("--json", action="store_true", help="JSON with all digits, not a table")
     add_computation(parser)
     parser.set_defaults(run=run)
@@ -50,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     network = read_model(options.model)
     region = _region(options, load_array(options.input))
+    network = _edited(network, options)
     coefficients, names = _rows(options.rows, network.output_shape)
     device = device_named(options.device)
     from certify.bounds.methods import Settings, bound, fit
@@ -74,6 +81,41 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         say(", ".join(f"{key} {value}" for key, value in facts.items()))
     return 0
+
+
+def _output(text: str) -> tuple[str, dict[str, Any]]:
+    """``distance:distances=0/1/2`` as a name and its settings.
+
+    Raises:
+        argparse.ArgumentTypeError: not of that form.
+    """
+    kind, colon, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in rest.split(":") if colon else ():
+        name, equals, value = part.partition("=")
+        try:
+            numbers = [float(v) for v in value.split("/")]
+        except ValueError:
+            numbers = []
+        if not (name and equals and numbers):
+            raise argparse.ArgumentTypeError(f"{part!r} is not NAME=NUMBER or NAME=N/N/N")
+        settings[name] = numbers[0] if len(numbers) == 1 else numbers
+    return kind, settings
+
+
+def _edited(network: Graph, options: argparse.Namespace) -> Graph:
+    import math
+
+    import numpy as np
+
+    from certify.semantic.edits import jacobian, with_output
+
+    if options.output is not None:
+        kind, settings = options.output
+        network = with_output(network, kind, **settings)
+    if options.gradient:
+        network = jacobian(network, np.eye(math.prod(network.output_shape)))
+    return network
 
 
 def _region(options: argparse.Namespace, center: np.ndarray) -> Region:

@@ -10,7 +10,21 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import certify
-from certify.cli import bench, bound, check, eval, report, semantic, smooth, supports, train, verify
+from certify.cli import (
+    bench,
+    bound,
+    check,
+    eval,
+    features,
+    grid,
+    report,
+    semantic,
+    smooth,
+    supports,
+    train,
+    verify,
+    weights,
+)
 from certify.cli.arguments import Answer, Parser
 from certify.cli.streams import open_standard_streams, say
 from certify.core.errors import EXIT_BAD_INPUT, EXIT_USAGE, CertifyError, one_line
@@ -35,7 +49,8 @@ def parser() -> Parser:
     top.add_argument("--name", action=Answer, const="certify",
                      help="print the name of this solver")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (verify, bound, bench, eval, train, semantic, smooth, report, check, supports):
+    for command in (verify, bound, grid, features, semantic, weights, bench, eval, train, smooth,
+                    report, check, supports):
         command.add(commands)
     return top
 

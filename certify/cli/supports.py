@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
 def _overview() -> list[str]:
     parts = (("methods", _methods), ("regions", _regions),
              ("smoothing methods", _smoothing_methods), ("noises", _noises),
-             ("image transformations", _transforms), ("ONNX operators", _onnx),
+             ("image transformations", _transforms),
+             ("functions of outputs", _outputs), ("ONNX operators", _onnx),
              ("ATen operators", _aten))
     lines: list[str] = []
     for title, answer in parts:
@@ -79,6 +80,13 @@ def _regions() -> list[str]:
     from certify.core.region import REGIONS
 
     return sorted(REGIONS)
+
+
+def _outputs() -> list[str]:
+    from certify.semantic.outputs import OUTPUTS
+
+    rows = [(o.name, ", ".join(o.settings) or "-", o.summary) for o in OUTPUTS.values()]
+    return columns(rows).splitlines()
 
 
 def _transforms() -> list[str]:
@@ -129,6 +137,7 @@ QUERIES: dict[str, tuple[Callable[[], list[str]], str]] = {
     "--smoothing-methods": (_smoothing_methods, "ways to certify smoothed classifiers"),
     "--noises": (_noises, "noise models for smoothing, with their parameters"),
     "--transforms": (_transforms, "image transformations, with the unit of their parameter"),
+    "--outputs": (_outputs, "functions of a network's output, with their settings"),
     "--aten-operators": (_aten, "torch operators"),
     "--operators": (_operators, "operator records"),
     "--onnx-operators": (_onnx, "ONNX operators"),
