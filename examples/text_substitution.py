@@ -56,6 +56,7 @@ class Network(nn.Module):
         self.out = nn.Linear(32, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Two logits."""
         peak = torch.relu(self.conv(x.transpose(-1, -2))).amax(-1)
         return self.out(torch.relu(self.hidden(peak)))
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from certify.evaluation.quantised import Rounding
 
-_EPILOG = """Every weight of a linear layer or convolution may be off by half a step, where a step is
-the largest weight of its output channel over 2^(bits-1) - 1. 'certified' is proved for every such
+_EPILOG = """Every weight of a linear layer or convolution may be off by half a step; a step is the
+largest weight of its output channel over 2^(bits-1) - 1. 'certified' is proved for every such
 network at once, whatever the way of rounding; 'rounded' is the accuracy of the one network that is
-rounded to the nearest step. A number of bits is tried for every input by itself."""
+rounded to the nearest step."""
 
 
 def add(commands: Any) -> None:

@@ -229,8 +229,8 @@ class Ellipsoid(Region):
         center, axes = self._parts(a)
         turned = a @ axes
         if not rigorous:
-            return over_box(a, center, torch.zeros_like(center)) - torch.linalg.vector_norm(
-                turned, dim=-1)
+            plain: Tensor = torch.linalg.vector_norm(turned, dim=-1)
+            return over_box(a, center, torch.zeros_like(center)) - plain
         off = dot_error(a.shape[-1]) * (a.abs() @ axes.abs())
         norm = torch.linalg.vector_norm(turned.abs() + 2 * off, dim=-1)
         middle = over_box_rigorous(a, center, torch.zeros_like(center))
