@@ -81,9 +81,9 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 def generated(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sentences about films, good and bad."""
     rng = random.Random(seed)
-    words = {1: "wonderful brilliant moving funny charming superb delightful".split(),
-             0: "dreadful tedious boring clumsy lifeless awful pointless".split()}
-    things = "film plot cast story ending dialogue music camera".split()
+    words = {1: ["wonderful", "brilliant", "moving", "funny", "charming", "superb", "delightful"],
+             0: ["dreadful", "tedious", "boring", "clumsy", "lifeless", "awful", "pointless"]}
+    things = ["film", "plot", "cast", "story", "ending", "dialogue", "music", "camera"]
     rows, labels = [], []
     for _ in range(count):
         label = rng.randrange(2)
@@ -193,12 +193,12 @@ def exhaustive(embedding: nn.Embedding, network: Network, data: Corpus, index: i
 
 @torch.no_grad()
 def certified(embedding: nn.Embedding, network: Network, data: Corpus, index: int,
-              budget: int, graph: certify.core.graph.Graph, timeout: float = 10.0) -> bool:
+              budget: int, graph: certify.core.graph.Graph) -> bool:  # noqa: PLR0913
     """Whether the label is proved over all substitutions, by `certify.verify` without attack."""
     row, label = data.test[0][index], int(data.test[1][index])
     region = certify.Substitutions(
         embedding(row).numpy(), embedding(data.substitute[row])[:, None].numpy(), budget)
-    found = certify.verify(graph, region, certify.Spec.classify(label, 2), timeout=timeout,
+    found = certify.verify(graph, region, certify.Spec.classify(label, 2), timeout=10.0,
                            method="crown-ibp", attack=False)
     return found.verdict is certify.Verdict.HOLDS
 
