@@ -3,8 +3,8 @@
 A network learns scikit-learn's 8x8 digits. *Consistency*: under noise of eps, the digit drawn from
 its probabilities is on average at most one away from the true one. *Sum*: the expected sum of two
 digits read from two noisy images is at most one away from the true sum. Both are graphs appended to
-the network. Shares of images and pairs that are proved, and those that no sample of the noise broke,
-are drawn over eps in ``digits_meaning.svg``.
+the network. Shares of images and pairs that are proved, and those that no sample of the noise
+broke, are drawn over eps in ``digits_meaning.svg``.
 """
 
 from __future__ import annotations
