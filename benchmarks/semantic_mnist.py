@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import certify
+from benchmarks.data import folder
 from benchmarks.machine import describe, header
 from benchmarks.report import RESULTS, table, write
 from certify.importers.datasets import load_images
@@ -58,14 +59,12 @@ def main() -> int:
     """Certify, attack, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.semantic_mnist",
                                      description=__doc__)
-    parser.add_argument("--nets", type=Path, required=True, help="folder of the networks")
-    parser.add_argument("--mnist", required=True, help="folder of MNIST's files")
     parser.add_argument("--only", help="cases whose name begins so")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images, machine = load_images(options.mnist), describe()
-    rows = [_row(name, options.nets, images) for name in CASES
+    images, machine = load_images(folder("mnist")), describe()
+    rows = [_row(name, folder("nets") / "cgt_mnist", images) for name in CASES
             if options.only is None or name.startswith(options.only)]
     text = "\n".join([
         "# Geometric transformations on MNIST\n", header(machine),
@@ -80,9 +79,9 @@ def main() -> int:
     return 0
 
 
-def _row(name: str, folder: Path, images: Any) -> list[Any]:
+def _row(name: str, place: Path, images: Any) -> list[Any]:
     start, (ranges, piece), count, method = CASES[name]
-    path = next(p for p in sorted(folder.iterdir()) if p.name.startswith(start))
+    path = next(p for p in sorted(place.iterdir()) if p.name.startswith(start))
     state = {k: torch.from_numpy(np.array(v)) for k, v in certify.load_weights(path).items()}
     network = certify.from_torch(Network(state).eval(), torch.zeros(1, 1, 28, 28))
     x, y = images.x[:count].astype(np.float64), images.y[:count]

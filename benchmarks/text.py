@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.data import folder
 from benchmarks.machine import describe, header
 from benchmarks.report import RESULTS, table, write
 
@@ -16,7 +17,6 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def main() -> int:
     """Train, certify, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.text", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of stsa.binary.*")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--limit", type=int, default=100, help="test sentences (default: 100)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go")
@@ -25,7 +25,7 @@ def main() -> int:
     import text_substitution as example
 
     machine, started = describe(), time.process_time()
-    rows = example.report(example.corpus(options.data), options.epochs, options.limit)
+    rows = example.report(example.corpus(folder("sst")), options.epochs, options.limit)
     seconds = time.process_time() - started
     text = "\n".join([
         "# Character substitutions\n", header(machine),

@@ -1,0 +1,82 @@
+"""Dual methods against optimised slopes: bounds over CPU time on the same networks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.data import references
+from benchmarks.machine import describe, header
+from benchmarks.problems import read
+from benchmarks.report import RESULTS, table, write
+from certify.bounds.alpha import Alpha
+from certify.bounds.budget import Limits
+from certify.bounds.methods import METHODS, analyse, lower_rows
+from certify.bounds.program import prepare
+from certify.core.semantics import Semantics
+
+FAMILIES = ("mnist_256x2", "mnist_256x4", "mnist_256x6", "oval21_base")
+CASES: dict[str, tuple[str, Alpha]] = {
+    "crown": ("crown", Alpha()),
+    "alpha, last layer, 10": ("alpha", Alpha(iterations=10, unit_iterations=0)),
+    "alpha, last layer, 40": ("alpha", Alpha(iterations=40, unit_iterations=0)),
+    "decomposition, 80": ("decomposition", Alpha(iterations=10)),
+    "decomposition, 320": ("decomposition", Alpha(iterations=40)),
+    "dual, 80": ("dual", Alpha(iterations=10)),
+    "dual, 320": ("dual", Alpha(iterations=40)),
+}
+"""Every method on the same intermediate bounds: CROWN's."""
+
+
+def main() -> int:
+    """Bound, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dual", description=__doc__)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--instances", type=int, default=2, metavar="N", help="per family")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    machine, rows = describe(), []
+    for family in options.families.split(","):
+        rows += _family(family, options.instances)
+    text = "\n".join([
+        "# Dual bounds\n", header(machine),
+        "\n`python -m benchmarks.dual`: mean lower bound of the rows of each property (search "
+        "semantics, float32, one thread), and CPU seconds, CROWN's intermediate bounds "
+        "included. Higher is tighter.\n",
+        table(["network", "method", "mean bound", "CPU s"], rows)])
+    print(text)
+    write(options.out, "dual", text, {"machine": machine, "rows": rows})
+    return 0
+
+
+def _family(family: str, count: int) -> list[list[Any]]:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+    for reference in references([family])[:count]:
+        problem = read(reference)
+        program = prepare(problem.network, torch.float32)
+        y: Any = torch.from_numpy(problem.rows.y).float()
+        rows = {program.output: y.reshape(*y.shape[:2], *program.shape(program.output))}
+        for name, (method, settings) in CASES.items():
+            begun = time.process_time()
+            with torch.no_grad():
+                state = analyse(program, problem.region, METHODS["crown"], Semantics.SEARCH,
+                                Limits(), settings)
+                values, _ = lower_rows(state, rows, METHODS[method], settings)
+            margins = values[0].double() - torch.from_numpy(problem.rows.bound)
+            found[name].append((float(margins.mean()), time.process_time() - begun))
+    rows = [[family, name, f"{np.mean([v for v, _ in values]):.4f}",
+             f"{np.mean([s for _, s in values]):.2f}"] for name, values in found.items() if values]
+    for row in rows:
+        print(row, flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
