@@ -4,7 +4,7 @@ A network learns scikit-learn's digits in random colours. For each test image th
 around its own is certified
 
 * *explicitly*: the hue as a parameter, in pieces of two degrees (`certify.evaluate_transform`);
-* *implicitly*: pieces of twenty degrees, one relaxation for each, concretised on the union of the
+* *implicitly*: pieces of sixty degrees, one relaxation for each, concretised on the union of the
   ten boxes of pixels that its tenths span (`certify.UnionOfBoxes`; Mohapatra et al. 2020);
 * *naively*: the same pieces as one box of pixels each, which forgets that they turn together.
 
@@ -27,7 +27,7 @@ from certify.importers.datasets import Images, load_images
 from certify.report.transformed import as_svg, as_text
 from certify.semantic.transforms import image_graph
 
-REACH, PIECE, TENTHS, COUNT = 60.0, 20.0, 10, 24
+REACH, PIECE, TENTHS, COUNT = 180.0, 60.0, 10, 16
 
 
 def coloured(images: Images, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -66,11 +66,15 @@ class UnionOfBoxes(Region):
             return self
         sides = []
         for side in (self.lower, self.upper):
-            lead = side.shape[: side.ndim - len(shape)]
-            if tuple(side.shape[len(lead):]) != shape or len(lead) not in (1, 2):
+            # as other regions, without the model's own leading 1 too
+            leads = [side.shape[: side.ndim - len(s)] for s in (shape, shape[1:])
+                     if (s == shape or shape[:1] == (1,))
+                     and tuple(side.shape[side.ndim - len(s):]) == s]
+            lead = next((found for found in leads if len(found) in (1, 2)), None)
+            if lead is None:
                 raise BadInput(f"UnionOfBoxes of shape {tuple(side.shape)} does not fit inputs of "
                                f"shape {shape}: give (boxes, *{shape})")
-            sides.append(side.reshape(*(1,) * (2 - len(lead)), *side.shape))
+            sides.append(side.reshape(*(1,) * (2 - len(lead)), *lead, *shape))
         if not sides[0].shape[1]:
             raise BadInput("UnionOfBoxes: no box is no region; give at least one")
         return self._with(shape=shape, lower=sides[0], upper=sides[1])
