@@ -28,7 +28,7 @@ SHEAR = ({"scale": (0.98, 1.02), "rotate": (-2.0, 2.0), "shear": (-0.02, 0.02),
           "contrast": (0.98, 1.02), "brightness": (-0.001, 0.001)},
          {"scale": 0.005, "rotate": 0.125, "shear": 0.005, "contrast": 0.04,
           "brightness": 0.002})
-# name: beginning of the file, ranges and pieces, images, method, published share
+# name: beginning of the file, ranges and pieces, images, method
 CASES: dict[str, tuple[str, tuple[Any, Any], int, str]] = {
     "rotation": ("cgt_rotate", ROTATE, 300, "intervals"),
     "translation": ("cgt_translate", SHIFT, 200, "intervals"),

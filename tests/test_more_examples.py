@@ -56,3 +56,23 @@ def test_a_denoiser_makes_a_clean_classifier_certifiable(
                                   example.main(tmp_path / "curve.svg"))
     assert clean < denoised and clean < robust
     assert "denoised" in (tmp_path / "curve.svg").read_text()
+
+
+@pytest.mark.parametrize("example", ["digits_meaning"], indirect=True)
+def test_meanings_are_proved_and_drawn(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(example, "COUNT", 8)
+    monkeypatch.setattr(example, "RADII", (0.005,))
+    example.main()
+    assert "consistency" in (tmp_path / "digits_meaning.svg").read_text()
+
+
+@pytest.mark.parametrize("example", ["text_substitution"], indirect=True)
+def test_texts_are_certified_and_never_contradicted(example: ModuleType) -> None:
+    data = example.corpus(None)
+    rows = example.report(data, 2, 3)
+    assert [row[0] for row in rows[1:]] == ["1", "2", "3"]
+    for row in rows[1:3]:
+        assert float(row[2]) <= float(row[3]) <= float(row[1])

@@ -99,6 +99,13 @@ class Builder:
         self.nodes.append(Node(label, INPUT, (), MappingProxyType({}), shape, self.where))
         return Value(label, shape)
 
+    def include(self, graph: Graph) -> Value:
+        """Take over the nodes and constants of a graph under their own names; its output."""
+        self.nodes += graph.nodes
+        self.constants.update(graph.constants)
+        self._names.update(graph.constants, (node.name for node in graph.nodes))
+        return Value(graph.output, graph.output_shape)
+
     def constant(self, array: Array, name: str | None = None) -> Value:
         """A constant operand; numpy or torch, kept as it is."""
         if not hasattr(array, "shape"):

@@ -29,9 +29,7 @@ class Tape:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.b = graph, Builder()
         self.b.prefix = "gradient"
-        self.b.nodes += graph.nodes
-        self.b.constants.update(graph.constants)
-        self.b._names.update(graph.constants, (n.name for n in graph.nodes))
+        self.b.include(graph)
         self.found: dict[str, Value] = {}
 
     def value(self, name: str) -> Value:

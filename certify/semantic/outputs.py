@@ -74,14 +74,10 @@ def appended(graph: Graph, kind: str, settings: Settings) -> Graph:
     parts = [graph, *(renamed(graph, f"copy{i}/") for i in range(2, chosen.copies + 1))]
     b = Builder()
     b.prefix = kind
-    for part in parts:
-        b.nodes += part.nodes
-        b.constants.update(part.constants)
-    b._names.update(b.constants, (n.name for n in b.nodes))
+    results = [b.include(part) for part in parts]
     inputs = tuple(Value(n.name, n.shape) for part in parts for n in part.inputs)
     outputs = tuple(
-        b.add("reshape", Value(part.output, part.output_shape),
-              shape=(math.prod(part.output_shape),)) for part in parts)
+        b.add("reshape", value, shape=(math.prod(value.shape),)) for value in results)
     result = chosen.build(b, inputs, outputs, settings)
     nodes = [n for n in b.nodes if n.op == "input"] + [n for n in b.nodes if n.op != "input"]
     return Graph(tuple(nodes), b.constants, result.name, {})

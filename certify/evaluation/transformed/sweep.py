@@ -134,7 +134,8 @@ def evaluate_transform(
     Raises:
         BadInput: images, labels or network that do not fit each other.
         UsageError: unknown transformations, ranges or options.
-        RuntimeError: an attack contradicts a proof; never expected.
+
+    Blocks in which an attack succeeded are split without being tried.
     """
     return list(sweep(network, images, labels, ranges, Options(**options)))
 
