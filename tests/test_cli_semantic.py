@@ -17,11 +17,11 @@ SEMANTIC = ["semantic", MODEL, "--data", "digits", "--limit", "5", "-q"]
 
 def test_ranges_are_written_drawn_and_resumed(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    command = [*SEMANTIC, "--transform", "rotate=-3:3/0.5", "--method", "intervals", "--attack",
+    command = [*SEMANTIC, "--transform", "rotate=-1:1/0.25", "--method", "auto", "--attack",
                "13", "--out", str(out), "--certificates"]
     assert main(command) == 0
     first = capsys.readouterr().out
-    assert "rotate -3 to 3" in first
+    assert "rotate -1 to 1" in first
     rows = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
     assert [r["index"] for r in rows] == list(range(5))
     for row in rows:
