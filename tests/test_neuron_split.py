@@ -152,7 +152,7 @@ def test_what_samples_contradict_is_never_proved(body: str) -> None:
     )
     assert wrong.verdict is not Verdict.HOLDS
     right = split_neurons(
-        problem(graph, ends, single(row, float(reached.min()) - 0.25 * spread, 3), 8.0)
+        problem(graph, ends, single(row, float(reached.min()) - 0.25 * spread, 3), 30.0)
     )
     assert right.verdict is Verdict.HOLDS, right
 
