@@ -113,6 +113,7 @@ def _job(options: argparse.Namespace, out: Path) -> tuple[Any, list[Any]]:
     from certify.campaign.job import Item, Job
     from certify.evaluation.evaluate import check_fit
     from certify.evaluation.transformed.pieces import Pieces
+    from certify.evaluation.transformed.sweep import Options, ladder
     from certify.importers.datasets import load_images
     from certify.importers.model_source import ModelSource
     from certify.semantic.transforms import image_graph
@@ -125,7 +126,9 @@ def _job(options: argparse.Namespace, out: Path) -> tuple[Any, list[Any]]:
     ranges = [(name, low, high) for name, low, high, _ in options.transform]
     piece = {name: width for name, _, _, width in options.transform if width is not None}
     Pieces.of({name: (low, high) for name, low, high in ranges}, piece)
-    image_graph(images.x[0], [name for name, _, _ in ranges])
+    names = [name for name, _, _ in ranges]
+    image_graph(images.x[0], names)
+    ladder(names, Options(method=options.method, semantics=options.semantics))
     total = min(len(images), options.limit or len(images))
     items = [Item(f"{start}", {"start": start, "stop": min(total, start + _BLOCK)})
              for start in range(0, total, _BLOCK)]

@@ -217,16 +217,26 @@ def _judge(task: Task, options: Options, first: int) -> list[Finding]:
     return found
 
 
+def ladder(names: Sequence[str], options: Options) -> tuple[str, ...]:
+    """The methods that are tried on transformations, from cheap to tight.
+
+    Raises:
+        UsageError: the method is about other transformations.
+    """
+    moves = named(names)[0].geometric
+    if options.method == "intervals" and not moves:
+        raise UsageError("method 'intervals' is about geometric transformations; use crown")
+    if options.method != "auto":
+        return (options.method,)
+    # 'forward' speaks of real arithmetic only
+    return tuple(n for n in _LADDERS[moves] if (n, options.semantics) != ("forward", "float32"))
+
+
 def _stages(task: Task, options: Options) -> list[tuple[Warped | Grafted, int]]:
     """Provers from cheap to tight, with the size of the blocks each begins with."""
-    warps = task.transforms[0].geometric
-    if options.method == "intervals" and not warps:
-        raise UsageError("method 'intervals' is about geometric transformations; use crown")
-    names = _LADDERS[warps] if options.method == "auto" else (options.method,)
-    if options.semantics == "float32" and options.method == "auto":
-        names = tuple(n for n in names if n != "forward")  # it speaks of real arithmetic only
-    size = _FIRST_BLOCK[warps]
-    return [(Warped(task) if n == "intervals" else Grafted(task, n), size) for n in names]
+    size = _FIRST_BLOCK[task.transforms[0].geometric]
+    return [(Warped(task) if n == "intervals" else Grafted(task, n), size)
+            for n in ladder(task.pieces.names, options)]
 
 
 def _prove(task: Task, found: list[Finding], right: np.ndarray,
