@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, tuple[Any, Any], int, str]] = {
     "translation": ("cgt_translate", SHIFT, 200, "intervals"),
     "scale, rotation, contrast, brightness": ("cgt_scale", SCALE, 20, "intervals"),
     "shear and four more": ("cgt_shear", SHEAR, 10, "intervals"),
-    "rotation, linear bounds on what intervals leave": ("cgt_rotate", ROTATE, 60, "auto"),
+    "linear bounds on what intervals leave, rotation": ("cgt_rotate", ROTATE, 40, "auto"),
 }
 
 
