@@ -221,5 +221,5 @@ def every_member(region: Substitutions, limit: int = 1_000_000) -> Iterator[np.n
                 if count > limit:
                     raise LimitExceeded(f"more than {limit} sequences; give a smaller budget")
                 found = center.copy()
-                found[list(places)] = np.array(choice).reshape(size, -1)
+                found[list(places)] = np.array(choice).reshape(size, shape[-1])
                 yield found.reshape(shape)

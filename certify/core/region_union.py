@@ -79,6 +79,10 @@ class UnionOfBoxes(Region):
             raise BadInput("UnionOfBoxes: no box is no region; give at least one")
         return self._with(shape=shape, lower=sides[0], upper=sides[1])
 
+    def _reshaped(self, shape: Shape) -> Self:
+        sides = {n: v.reshape(*v.shape[:2], *shape) for n, v in self._arrays()}
+        return self._with(shape=shape, **sides)
+
     def ends(self) -> tuple[Array, Array]:
         """The hull of all boxes."""
         self._shape()
@@ -210,6 +214,9 @@ class Ellipsoid(Region):
                            "give independent ones")
         return self._with(shape=shape, center=center,
                           axes=expand(axes, (len(center), *axes.shape[1:])))
+
+    def _reshaped(self, shape: Shape) -> Self:
+        return self._with(shape=shape, center=self.center.reshape(-1, *shape))
 
     def ends(self) -> tuple[Array, Array]:
         """``center +- |rows of axes|_2``, outward."""
