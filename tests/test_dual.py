@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ import certify
 from certify.bounds.alpha import Alpha
 from certify.bounds.budget import Limits
 from certify.bounds.crown import State, row_bounds
-from certify.bounds.dual import Dual, crown_multipliers, dual_bounds, optimise_dual
+from certify.bounds.dual import (
+    Dual,
+    crown_multipliers,
+    dual_bounds,
+    free_elements,
+    optimise_dual,
+)
 from certify.bounds.evaluate import evaluate
 from certify.bounds.methods import METHODS, MULTIPLIERS, analyse, fit
 from certify.bounds.program import prepare
@@ -196,3 +203,49 @@ def test_verify_and_check_with_a_dual_method(method: str) -> None:
     assert found.verdict is certify.Verdict.HOLDS
     assert found.provenance.method == method
     assert certify.check(found, graph)
+
+
+def test_what_is_paid_is_no_less_than_exact_arithmetic_asks() -> None:
+    """A split evaluated in rationals: the stored multipliers, the stored bounds, one ReLU layer."""
+    rng = np.random.default_rng(0)
+    for scale in (1.0, 2.0**30, 2.0**-30):
+        torch.manual_seed(int(rng.integers(1 << 30)))
+        net = torch.nn.Sequential(torch.nn.Linear(3, 40), torch.nn.ReLU(),
+                                  torch.nn.Linear(40, 1)).double()
+        with torch.no_grad():
+            net[2].weight *= scale
+            net[2].weight[0, 1::2] = -net[2].weight[0, ::2]  # sums that cancel
+        graph = certify.from_torch(net, torch.zeros(1, 3).double())
+        program = prepare(graph, torch.float64)
+        region = fit(certify.Linf(np.zeros((1, 1, 3)), 0.7), graph)
+        with torch.no_grad():
+            state = analyse(program, region, METHODS["crown"], Semantics.REAL, Limits(), Alpha())
+            rows = {program.output: torch.ones(1, 1, 1, 1).double()}
+            start = crown_multipliers(state, rows, mismatch=True)
+            moved = {i: tuple(t + 0.3 * t.abs().mean() * torch.randn_like(t) for t in g)
+                     for i, g in start.items()}
+            found = Fraction(float(dual_bounds(state, rows, moved)))
+        (index, (weight, mu)), = moved.items()
+        step = program.steps[index]
+        box, free = state.box(step.variables[0]), free_elements(step, state.bounds).flatten()
+        y = state.box(index)
+        W, b, c = (p.detach().numpy() for p in (net[0].weight, net[0].bias, net[2].weight[0]))
+        total = Fraction(float(net[2].bias.detach()))
+        sent = []
+        for j in range(40):
+            low, high = (Fraction(float(e.flatten()[j])) for e in box)
+            a, lam, m = (Fraction(float(v)) for v in (c[j], weight.flatten()[j], mu.flatten()[j]))
+            if not free[j]:
+                sent.append(a if low >= 0 else Fraction(0))
+                continue
+            ends = [low, high, *([Fraction(0)] if low < 0 < high else [])]
+            total += min(lam * max(z, 0) - m * z for z in ends)
+            gap = a - lam
+            total += min(gap * Fraction(float(e.flatten()[j])) for e in y)
+            sent.append(m)
+        total += sum(s * Fraction(float(v)) for s, v in zip(sent, b, strict=True))
+        for i in range(3):
+            column = sum(s * Fraction(float(W[j, i])) for j, s in enumerate(sent))
+            total -= abs(column) * Fraction(0.7)
+        assert found <= total
+        assert float(total - found) < 1e-9 * (1 + abs(float(total)) + float(np.abs(c).sum()))

@@ -236,3 +236,43 @@ def test_pieces_are_exact_and_split_like_a_tree() -> None:
     assert tree.leaves == len(pieces.blocks(8)) == 32
     with pytest.raises(KeyError):
         pieces.tree(dict.fromkeys(pieces.blocks(8)[1:], 1.0))
+
+
+def test_pieces_are_counted_once_however_they_were_proved() -> None:
+    pieces = Pieces.of({"rotate": (0.0, 8.0)}, {"rotate": 1.0})
+    whole, (_, left, right) = pieces.whole, pieces.split(pieces.whole)
+    _, inner, _ = pieces.split(left)
+    assert pieces.covered({left: 1.0, inner: 1.0}) == 4
+    assert pieces.covered({left: 1.0, inner: 1.0, right: 1.0}) == 8
+    assert pieces.covered({whole: 1.0, left: 1.0}) == 8
+    assert pieces.covered({inner: 1.0}, right) == 0
+    assert pieces.covered({}) == 0
+    assert pieces.tree({left: 1.0, inner: 1.0, right: 1.0}).leaves == 2
+
+
+def test_a_leaf_that_is_not_proved_is_not_hidden_by_a_margin_that_is_no_number(monkeypatch) -> None:
+    from certify.bounds.decide import Decision, Means
+    from certify.core.certificate import Evidence
+    from certify.search import pieces as module
+
+    network = certify.semantic.transformed(classifier(), SMALL, "rotate")
+    pieces = Pieces.of({"rotate": (0.0, 2.0)}, {"rotate": 1.0})
+    tree = pieces.tree(dict.fromkeys(pieces.blocks(1), 1.0))
+    case = Case(certify.Box(pieces.lower, pieces.upper).batched((1,)), certify.Spec.classify(0, 3))
+
+    def odd(graph, question, method, means) -> Decision:
+        margins = np.full(question.bound.shape, -1.0)
+        margins[0] = np.nan  # one leaf is called proved, beside a row that is no number
+        proved = np.arange(len(margins)) == 0
+        return Decision(margins, proved if len(margins) > 1 else ~proved, None)
+
+    monkeypatch.setattr(module, "decide", odd)
+    held, margin = module.prove_pieces(
+        network, case, Evidence(module.METHOD, {}, None, ((tree,),)), Means())
+    assert not held
+    assert not margin > 0
+
+
+def test_too_many_turns_are_refused() -> None:
+    with pytest.raises(certify.core.errors.UsageError, match="3600 degrees"):
+        warped_boxes(SMALL[None], named(["rotate"]), np.array([1e6]), np.array([1e6 + 1]))

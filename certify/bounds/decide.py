@@ -182,10 +182,10 @@ def _known_state(
     program: Program, question: Question, known: list[Interval | None], means: Means
 ) -> State:
     """Known bounds as a state, with the rounding errors of the last affine steps alone: rows are
-    pulled back no further when intervals decide."""
+    pulled back no further when intervals decide. Rows may name inputs too."""
     bounds: list[Interval | None] = [None] * len(known)
     state = State(program, question.region, means.semantics, means.limits, bounds)
-    pending, affine = [program.output], list[Step]()
+    pending, affine = [program.output, *program.inputs], list[Step]()
     while pending:
         index = pending.pop()
         step, box = program.steps[index], known[index]

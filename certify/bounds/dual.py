@@ -34,7 +34,7 @@ class Dual:
 
     Attributes:
         iterations: supergradient steps.
-        rate: step of the first iteration, as a share of the row's mean coefficient at a step.
+        rate: step of the first iteration, in the units of `_units`.
         last: of the last iteration, likewise; geometric in between.
         soft: temperature of the gradients' soft minima at the start, see `certify.ops.inner.least`;
             it falls with the rate.
@@ -71,24 +71,27 @@ class DualRelaxation:
         """See `Relaxation.backward`."""
         fixed = A.masked_fill(self.free, 0.0)
         parts, bias = self.default.backward(fixed)
-        if self.rigorous:
-            cost = relaxed_error(self.step, self.default, self.bounds, False)
-            bias = bias - per_row(fixed.abs() * cost.unsqueeze(1)).sum(-1) * (1 + 2.0**-30)
         weight = A if self.weight_ is None else self.weight_
-        mu = iter(torch.where(self.free, m, 0.0).to(A.dtype) for m in self.slopes)
+        slopes = tuple(m.to(A.dtype) for m in self.slopes)  # what is sent on is what is paid for
+        mu = iter(torch.where(self.free, m, 0.0) for m in slopes)
         sent = tuple(None if part is None else part + next(mu) for part in parts)
-        terms = self.step.curve.inner
-        if terms is None:
+        inner = self.step.curve.inner
+        if inner is None:
             raise TypeError(f"{self.step.op.name} has no inner problem")
         operands = self.step.operands(self.bounds)
-        total = terms(self.step.site, weight, self.slopes, *operands, soft=self.soft)
+        terms = inner(self.step.site, weight, slopes, *operands, soft=self.soft)
         if self.weight_ is not None:
-            total = total + self._mismatch(A, self.weight_)
-        total = per_row(torch.where(self.free, total, 0.0))
-        found = total.sum(-1)
-        if self.rigorous:
-            found = found - gamma(total.shape[-1] + 8, UNIT64) * total.abs().sum(-1)
-        return sent, bias + found.to(bias.dtype)
+            terms = terms + self._mismatch(A, self.weight_)
+        terms = per_row(torch.where(self.free, terms, 0.0))
+        total = bias + terms.sum(-1).to(bias.dtype)
+        return sent, total - self._lost(fixed, bias, terms) if self.rigorous else total
+
+    def _lost(self, fixed: Tensor, bias: Tensor, terms: Tensor) -> Tensor:
+        """What rounding may have added to ``bias + sum of terms``, the default's share included."""
+        cost = relaxed_error(self.step, self.default, self.bounds, False).unsqueeze(1)
+        size = terms.abs().sum(-1) + bias.abs()
+        summing = gamma(terms.shape[-1] + 16, UNIT64) * size
+        return (per_row(fixed.abs() * cost).sum(-1) + summing) * (1 + 2.0**-30) + 2.0**-500
 
     def _mismatch(self, A: Tensor, weight: Tensor) -> Tensor:
         """``min over y of (A - lambda) y``."""

@@ -91,7 +91,7 @@ class _Programme:
             raise LimitExceeded(f"a linear programme of {at} unknowns (at most {LARGEST}); use "
                                 "alpha, dual or decomposition")
         self._size = at
-        self._objective, self._offset = self._affine(state, rows)
+        self._objective, _ = self._affine(state, rows)
         self._build(state)
 
     def _fits(self, state: State, step: Step) -> bool:
@@ -193,5 +193,3 @@ class _Programme:
                 prices[at:at + part.size].copy()).reshape(part.step.site.shape)
             at += part.size
         return mu
-
-

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certify.cli.arguments import add_computation, fraction, memory, seconds, seed
+from certify.cli.campaigns import effort_of, kept
 from certify.cli.inputs import device_named
 from certify.cli.streams import result, say
-from certify.core.errors import EXIT_HOLDS, EXIT_REJECTED, CertifyError, UsageError, one_line
+from certify.core.errors import EXIT_HOLDS, EXIT_REJECTED, UsageError, one_line
 
 if TYPE_CHECKING:
     from certify.campaign.instances import Instance
@@ -116,25 +117,17 @@ def run(options: argparse.Namespace) -> int:
 def _decide(options: argparse.Namespace, out: Path) -> None:
     from certify.campaign.job import Item
     from certify.campaign.progress import Progress
-    from certify.campaign.runner import Effort, run
-    from certify.campaign.shard import Shard
+    from certify.campaign.runner import run
 
     instances = _instances(options)
     if options.device == "cuda":
         device_named("cuda")  # refused now, not once per instance
     items = [Item(i.key, i, i.timeout) for i in instances]
     threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    effort = Effort(options.workers, options.shard or Shard(), environment)
     watch = Progress(_described, options.quiet, options.verbose)
     job = _job(options, out, threads)
-    try:
-        run(job, items, out, effort, watch)
-    except CertifyError:
-        raise
-    except BaseException:
-        say(f"what was finished is in {one_line(out, 120)}; the same command goes on from there")
-        raise
+    with kept(out):
+        run(job, items, out, effort_of(options), watch)
 
 
 def _instances(options: argparse.Namespace) -> list[Instance]:

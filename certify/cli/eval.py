@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from certify.cli.arguments import add_computation, radius, seconds, seed
 from certify.cli.bench import count, shard
+from certify.cli.campaigns import effort_of, kept, threads_per_worker
 from certify.cli.inputs import about, device_named
 from certify.cli.streams import result, say
-from certify.core.errors import EXIT_HOLDS, CertifyError, UsageError, one_line
+from certify.core.errors import EXIT_HOLDS, UsageError, one_line
 
 if TYPE_CHECKING:
     from certify.campaign.job import Item, Job
@@ -104,28 +105,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace, out: Path) -> None:
     from certify.campaign.progress import Progress
-    from certify.campaign.runner import Effort, read_records
+    from certify.campaign.runner import read_records
     from certify.campaign.runner import run as run_campaign
-    from certify.campaign.shard import Shard
     from certify.evaluation.block import described
 
     job, items = job_of(options)
     shown = options.verbose and not options.quiet
     watch = _Strict(Progress(described, options.quiet, shown))
-    threads = str(job.local["threads"])
-    effort = Effort(options.workers, options.shard or Shard(), {"OMP_NUM_THREADS": threads})
-    try:
+    with kept(options.out):
         if (out / "manifest.json").exists():
             for record in read_records(out):
                 watch.check(record)
-        records = run_campaign(job, items, out, effort, watch)
-    except CertifyError:
-        raise
-    except BaseException:
-        if options.out is not None:
-            say(f"what was finished is in {one_line(out, 120)}; the same command goes on from "
-                "there")
-        raise
+        records = run_campaign(job, items, out, effort_of(options), watch)
     _report(records, len(items), out, options)
 
 
@@ -176,9 +167,8 @@ def job_of(options: argparse.Namespace) -> tuple[Job, list[Item]]:
     settings = {**plan, "model_sha256": source.digest(), "data_sha256": images.sha256,
                 "split": options.split, "eps": options.eps, "limit": options.limit}
     data = options.data if options.data == "digits" else os.path.abspath(options.data)
-    threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
     local = {"model": os.path.abspath(options.model), "factory": options.factory, "data": data,
-             "threads": int(os.environ.get("OMP_NUM_THREADS", threads))}
+             "threads": threads_per_worker(options.workers)}
     return Job("certify.evaluation.block:judge_block", settings, local,
                "certify.evaluation.block:prepare"), items
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from certify.cli.arguments import add_computation, fraction
 from certify.cli.bench import count
+from certify.cli.campaigns import effort_of, kept, threads_per_worker
 from certify.cli.eval import add_campaign, add_source
 from certify.cli.inputs import about, device_named
 from certify.cli.streams import result, say
-from certify.core.errors import EXIT_HOLDS, CertifyError, UsageError, one_line
+from certify.core.errors import EXIT_HOLDS, UsageError, one_line
 
 _BLOCK = 50  # images per item
 _EPILOG = """A transformation is NAME=LOW:HIGH with an optional width of the smallest pieces:
@@ -89,23 +90,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, out: Path) -> None:
     from certify.campaign.progress import Progress
-    from certify.campaign.runner import Effort
     from certify.campaign.runner import run as run_campaign
-    from certify.campaign.shard import Shard
     from certify.evaluation.transformed.block import described
 
     job, items = _job(options, out)
     watch = Progress(described, options.quiet, options.verbose)
-    effort = Effort(options.workers, options.shard or Shard(),
-                    {"OMP_NUM_THREADS": str(job.local["threads"])})
-    try:
-        records = run_campaign(job, items, out, effort, watch)
-    except CertifyError:
-        raise
-    except BaseException:
-        if options.out is not None:
-            say(f"what was finished is in {one_line(out, 120)}; run the same command to go on")
-        raise
+    with kept(options.out):
+        records = run_campaign(job, items, out, effort_of(options), watch)
     _report(records, len(items), out, options)
 
 
@@ -136,11 +127,10 @@ def _job(options: argparse.Namespace, out: Path) -> tuple[Any, list[Any]]:
                 "attack": options.attack, "semantics": options.semantics, "split": options.split,
                 "limit": options.limit, "device": device_named(options.device),
                 "model_sha256": source.digest(), "data_sha256": images.sha256}
-    threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
     local = {"model": os.path.abspath(options.model), "factory": options.factory,
              "data": options.data if options.data == "digits" else os.path.abspath(options.data),
              "certificates": str((out / "certificates").absolute()) if options.certificates else "",
-             "threads": int(os.environ.get("OMP_NUM_THREADS", threads))}
+             "threads": threads_per_worker(options.workers)}
     return Job("certify.evaluation.transformed.block:judge_block", settings, local,
                "certify.evaluation.transformed.block:prepare"), items
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certify.cli.arguments import add_verbosity, fraction, seed, workers
 from certify.cli.bench import count, shard
+from certify.cli.campaigns import effort_of, kept
 from certify.cli.inputs import device_named
 from certify.cli.streams import result, say
-from certify.core.errors import EXIT_HOLDS, CertifyError, UsageError, one_line
+from certify.core.errors import EXIT_HOLDS, UsageError, one_line
 
 if TYPE_CHECKING:
     from certify.campaign.job import Item, Job
@@ -102,26 +102,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, out: Path) -> int:
     from certify.campaign.progress import Progress
-    from certify.campaign.runner import Effort, run
-    from certify.campaign.shard import Shard
+    from certify.campaign.runner import run
     from certify.cli.smooth_input import tried
     from certify.importers.datasets import load_images
 
     images = load_images(options.data, options.split)
     job = _job(options, images, out)
     tried({**job.settings, **job.local})  # refused now, not once per input
-    threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    effort = Effort(options.workers, options.shard or Shard(), environment)
     watch = Progress(_described, options.quiet, options.verbose)
-    try:
-        run(job, _items(options, images), out, effort, watch)
-    except CertifyError:
-        raise
-    except BaseException:
-        if options.out is not None:
-            say(f"what was finished is in {one_line(out, 120)}; run the same command to go on")
-        raise
+    with kept(options.out):
+        run(job, _items(options, images), out, effort_of(options), watch)
     return _report(options, out)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from certify.cli.arguments import fraction, radius, seconds, seed
 from certify.cli.bench import count
+from certify.cli.campaigns import kept
 from certify.cli.inputs import about
 from certify.cli.streams import say
-from certify.core.errors import UsageError, one_line
+from certify.core.errors import UsageError
 
 if TYPE_CHECKING:
     from certify.importers.datasets import Images
@@ -110,7 +111,7 @@ def _train(recipe: Recipe, images: Images, test: Images, out: Path,
     """Train, and write weights, network and queries."""
     import torch
 
-    from certify.core.errors import BadInput, CertifyError
+    from certify.core.errors import BadInput
     from certify.training.session.export import MODEL, export_onnx, write_queries
     from certify.training.session.loop import train
     from certify.training.session.store import write_state
@@ -118,13 +119,8 @@ def _train(recipe: Recipe, images: Images, test: Images, out: Path,
     if test.shape != images.shape:
         raise BadInput(f"{recipe.data}: training images are {images.shape}, test images "
                        f"{test.shape}")
-    try:
+    with kept(out, "the last checkpoint"):
         model = train(recipe, images, out, _Teller(options.quiet))
-    except CertifyError:
-        raise
-    except BaseException:
-        say(f"the last checkpoint is in {one_line(out, 120)}; the same command goes on from there")
-        raise
     write_state(out / "weights.pt", dict(model.state_dict()))
     with torch.no_grad():
         export_onnx(model, images.shape, out / MODEL)

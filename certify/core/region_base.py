@@ -14,6 +14,7 @@ from certify.core.arrays import expand, is_tensor, to_tensor, where
 from certify.core.errors import BadInput
 from certify.core.graph import Array, Shape
 from certify.core.outward import midpoint_radius, narrow
+from certify.core.registry import enter
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -31,9 +32,7 @@ def register(region: _R) -> _R:
     Raises:
         ValueError: the name is taken.
     """
-    if region.__name__ in REGIONS:
-        raise ValueError(f"region {region.__name__} is registered twice")
-    REGIONS[region.__name__] = region
+    enter(REGIONS, region.__name__, region, "region")
     return region
 
 

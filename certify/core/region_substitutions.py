@@ -145,8 +145,7 @@ class Substitutions(Region):
         if not rigorous:
             return total
         # |a| times what positions may reach bounds every term; 4 more roundings for the moves.
-        reach = flat.abs() + 3 * moves.abs().amax(2).reshape(flat.shape)
-        reach = reach + 2 * flat.abs()
+        reach = 3 * (flat.abs() + moves.abs().amax(2).reshape(flat.shape))
         size = torch.einsum("brn,bn->br", a.abs().expand(len(flat), *a.shape[1:]), reach)
         return sound(total, 2 * dot_error(a.shape[-1] + 16) * size + 2.0**-500)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from certify.ops.oracle import EPS, TINY
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-EPS, TINY = 2.0**-52, 2.0**-1000
 
 
 def least(terms: Sequence[tuple[Tensor, ...]], soft: float = 0.0) -> Tensor:

@@ -130,7 +130,7 @@ def scalar_inner(p: Profile, weight: Tensor, slope: Tensor, x: Interval) -> Tens
     unit = torch.where(faint, 0.0, k / torch.where(faint, 1.0, size))
     m = torch.where(w > 0, intercept(p, 1, low, high, unit), intercept(p, -1, low, high, unit))
     reach = torch.maximum(low.abs(), high.abs())
-    lost = torch.where(k == 0, 0.0, 8 * EPS * k.abs() * reach)
+    lost = torch.where(k == 0, 0.0, (8 * EPS * k.abs() + TINY * size) * reach)
     found = size * m - 4 * EPS * (size * m).abs() - lost - TINY
     if bool(faint.any()):
         h = bound(p, Interval(low.squeeze(1), high.squeeze(1)))

@@ -32,9 +32,9 @@ def prove_pieces(graph: Graph, case: Case, evidence: Evidence, means: Means) -> 
     worst = math.inf
     for example, (tree,) in enumerate(evidence.trees):
         lower, upper = leaf_boxes(region.rows([example]), tree)
-        margins = _margins(graph, Case(Box(lower, upper), case.spec.only(example)), means)
+        proved, margins = _proved(graph, Case(Box(lower, upper), case.spec.only(example)), means)
         worst = min(worst, float(margins.min()))
-        if not worst > 0:
+        if not proved.all():
             return False, worst
     return True, worst
 
@@ -61,17 +61,18 @@ def leaf_boxes(region: Box, tree: SplitTree) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(lows), np.stack(highs)
 
 
-def _margins(graph: Graph, case: Case, means: Means) -> np.ndarray:
-    """Smallest margin of each leaf; not positive where no method proves it."""
+def _proved(graph: Graph, case: Case, means: Means) -> tuple[np.ndarray, np.ndarray]:
+    """Which leaves a method proves, and the smallest margin found at each; never NaN."""
     region = case.region.batched(graph.input_shapes[0])
     rows = case.spec.rows()
-    found = np.full(region.batch, -np.inf)
+    proved, found = np.zeros(region.batch, dtype=bool), np.full(region.batch, -np.inf)
     for method in _LADDER:
-        open_ = np.flatnonzero(~(found > 0))
+        open_ = np.flatnonzero(~proved)
         for start in range(0, len(open_), _AT_ONCE):
             part = open_[start:start + _AT_ONCE]
             bound = np.broadcast_to(rows.bound, (len(part), rows.bound.shape[-1])).copy()
             decision = decide(graph, Question(region.rows(part), rows, bound), method, means)
-            margin = decision.margins.min(axis=1)
-            found[part] = np.where(decision.proved, np.maximum(margin, np.nextafter(0, 1)), -np.inf)
-    return found
+            margins = np.nan_to_num(decision.margins, nan=-np.inf)
+            proved[part] = decision.proved
+            found[part] = rows.clause_margins(margins).min(axis=1)
+    return proved, found

@@ -15,6 +15,7 @@ import numpy as np
 
 from certify.core.errors import BadInput, one_line
 from certify.core.graph import Graph, renamed
+from certify.core.registry import enter
 from certify.ops import load
 from certify.ops.builder import Builder, Value
 
@@ -51,10 +52,7 @@ def register(output: Output) -> Output:
     Raises:
         ValueError: the name is taken.
     """
-    if output.name in OUTPUTS:
-        raise ValueError(f"output {output.name!r} is registered twice")
-    OUTPUTS[output.name] = output
-    return output
+    return enter(OUTPUTS, output.name, output, "output")
 
 
 def appended(graph: Graph, kind: str, settings: Settings) -> Graph:

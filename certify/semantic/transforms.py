@@ -14,6 +14,7 @@ import numpy as np
 
 from certify.core.errors import BadInput, UsageError
 from certify.core.graph import Graph
+from certify.core.registry import enter
 from certify.ops import load
 from certify.ops.builder import Builder, Value
 
@@ -60,10 +61,7 @@ def register(transform: Transform) -> Transform:
     Raises:
         ValueError: the name is taken.
     """
-    if transform.name in TRANSFORMS:
-        raise ValueError(f"transformation {transform.name!r} is registered twice")
-    TRANSFORMS[transform.name] = transform
-    return transform
+    return enter(TRANSFORMS, transform.name, transform, "transformation")
 
 
 def named(names: Sequence[str]) -> tuple[Transform, ...]:

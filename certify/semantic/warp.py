@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SLACK = 2.0**-40  # relative, far above the rounding of the few operations on a coordinate
 _TINY = 2.0**-500
+_MOST_DEGREES = 3600.0
 
 
 class Range(NamedTuple):
@@ -49,7 +50,13 @@ def _times(a: Range, b: Range) -> Range:
 
 
 def _wave(angle: Range, shift: float) -> Range:
-    """``cos(angle - shift)`` for angles and shift in degrees."""
+    """``cos(angle - shift)`` for angles and shift in degrees.
+
+    Raises:
+        UsageError: an angle beyond ten turns, where radians are no longer exact to the slack.
+    """
+    if max(np.abs(angle.low).max(), np.abs(angle.high).max()) > _MOST_DEGREES:
+        raise UsageError(f"a rotation must lie within {_MOST_DEGREES:g} degrees")
     low, high = angle.low - shift, angle.high - shift
     ends = np.cos(low * DEGREE), np.cos(high * DEGREE)
     top = np.floor(high / 360) >= np.ceil(low / 360)

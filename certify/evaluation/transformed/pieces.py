@@ -104,6 +104,17 @@ class Pieces:
                 pending += halves[1:]
         return found
 
+    def covered(self, proved: Mapping[Block, float], block: Block | None = None) -> int:
+        """Pieces of a block (of everything) that proved blocks cover, each counted once."""
+        pending, count = ([self.whole if block is None else block] if proved else []), 0
+        while pending:
+            here = pending.pop()
+            if here in proved:
+                count += self.size(here)
+            elif (halves := self.split(here)) is not None:
+                pending += halves[1:]
+        return count
+
     def tree(self, margins: Mapping[Block, float]) -> SplitTree:
         """The proof by cases behind a full cover of proved blocks.
 

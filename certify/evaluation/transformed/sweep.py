@@ -48,19 +48,12 @@ class Finding:
     @property
     def certified(self) -> bool:
         """Whether the label is proved over the whole range."""
-        return sum(map(self.pieces.size, self.proved)) == self.pieces.size(self.pieces.whole)
-
-    def add(self, block: Block, margin: float) -> None:
-        """Note a proof; it takes the place of those of smaller blocks inside."""
-        if self.pieces.size(block) > 1:
-            for inner in [b for b in self.proved if _inside(b, block)]:
-                del self.proved[inner]
-        self.proved[block] = margin
+        return self.pieces.covered(self.proved) == self.pieces.size(self.pieces.whole)
 
     @property
     def share(self) -> float:
         """Proved share of the pieces."""
-        return sum(map(self.pieces.size, self.proved)) / self.pieces.size(self.pieces.whole)
+        return self.pieces.covered(self.proved) / self.pieces.size(self.pieces.whole)
 
     def certified_range(self) -> tuple[float, float]:
         """The largest proved interval around the identity; NaN where there is none.
@@ -243,7 +236,6 @@ def _prove(task: Task, found: list[Finding], right: np.ndarray,
            stage: tuple[Warped | Grafted, int], hit: Mapping[int, np.ndarray]) -> None:
     """Prove blocks, split those that are not, down to single pieces."""
     prover, most = stage
-    again = any(f.proved for f in found)  # something is known from a stage before
     open_ = [Wanted(b, images) for b in task.pieces.blocks(most)
              if len(images := _still_open(task.pieces, b, found, right))]
     while open_:
@@ -251,15 +243,12 @@ def _prove(task: Task, found: list[Finding], right: np.ndarray,
         for block, images, margins in prover.prove(_without_hits(task.pieces, open_, hit)):
             for i, margin in zip(images.tolist(), margins.tolist(), strict=True):
                 if margin > 0:
-                    if again:
-                        found[i].add(block, margin)
-                    else:
-                        found[i].proved[block] = margin
+                    found[i].proved[block] = margin
         for block, images in open_:
             rest = images[[block not in found[i].proved for i in images.tolist()]]
             halves = task.pieces.split(block)
             for half in halves[1:] if halves is not None and len(rest) else ():
-                left = _still_open(task.pieces, half, found, rest) if again else rest
+                left = _still_open(task.pieces, half, found, rest)
                 if len(left):
                     failed.append(Wanted(half, left))
         open_ = failed
@@ -267,17 +256,9 @@ def _prove(task: Task, found: list[Finding], right: np.ndarray,
 
 def _still_open(pieces: Pieces, block: Block, found: Sequence[Finding],
                 right: np.ndarray) -> np.ndarray:
-    """Images for which a block is not covered by blocks proved before."""
+    """Images for which a block is not covered by what is proved."""
     size = pieces.size(block)
-    if size == 1:
-        return right[[block not in found[i].proved for i in right.tolist()]]
-    open_ = [i for i in right.tolist() if size > sum(
-        pieces.size(b) for b in found[i].proved if _inside(b, block))]
-    return np.array(open_, dtype=np.int64)
-
-
-def _inside(inner: Block, outer: Block) -> bool:
-    return all(a >= c and b <= d for (a, b), (c, d) in zip(inner, outer, strict=True))
+    return right[[pieces.covered(found[i].proved, block) < size for i in right.tolist()]]
 
 
 def _without_hits(pieces: Pieces, wanted: list[Wanted],
