@@ -140,11 +140,18 @@ def _certify(
         claim,
         _guarantee(options),
         provenance,
-        margin=outcome.margin,
+        margin=_margin(outcome),
         counterexample=outcome.counterexample,
         evidence=_evidence(outcome, cases),
         reason=outcome.reason,
     )
+
+
+def _margin(outcome: Outcome) -> float | None:
+    """The margin that is stated: none for a proof by cases, whose smallest margin says where the
+    search stopped. Its leaves are kept in few bits, so a second look may find a little less."""
+    searched = any(proof.margins is None for proof in outcome.proofs.values())
+    return None if outcome.verdict is Verdict.HOLDS and searched else outcome.margin
 
 
 def _targets(cases: tuple[Case, ...], query: VnnlibQuery | None) -> list[Target]:
