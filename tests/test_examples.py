@@ -35,23 +35,40 @@ def test_readme_example_runs(
 
 
 def test_readme_snippets_run_on_a_module_and_images() -> None:
-    """All but the first, which runs by itself, and that of the weights file."""
+    """All but the first, which runs by itself, that of the weights file, and what goes on from the
+    first."""
     import torch
     from torch import nn
 
-    snippets = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)[2:]
+    snippets = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)[2:4]
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     names = {"certify": certify, "module": module, "images": torch.rand(2, 1, 4, 4),
              "labels": torch.tensor([0, 2])}
-    assert len(snippets) == 2
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     assert [c.guarantee.confidence for c in names["certificates"]] == [0.999] * 2
     assert names["loss"].parts["eps"] == 8 / 255 and module[1].weight.grad is not None
 
 
+def test_readme_changes_to_the_network_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+    assert len(snippets) == 5
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in (snippets[0], snippets[4]):
+        code = snippet.replace("examples/", f"{ROOT.as_posix()}/examples/")
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["turned"].input_shapes == ((1,),)
+    assert certify.bound(names["likely"], names["region"]).upper.max() <= 1
+    assert len(names["loose"].input_shapes) == 2
+    assert (names["rates"] > 0).all() and names["rates"].shape == (1, 10)
+
+
 @pytest.mark.parametrize("command", ["verify", "bench", "bound", "check", "supports", "smooth",
-                                     "eval", "train", "report"])
+                                     "eval", "train", "report", "semantic", "weights", "grid",
+                                     "features"])
 def test_readme_states_the_options_there_are(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

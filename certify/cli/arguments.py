@@ -122,6 +122,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number below 10^9.
+
+    Raises:
+        argparse.ArgumentTypeError: not such a number.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number below 10^9")
+    return int(text)
+
+
 def workers(text: str) -> int:
     """A whole number from 1 to 1024.
 

@@ -119,10 +119,9 @@ def _edited(network: Graph, options: argparse.Namespace) -> Graph:
 
 
 def _region(options: argparse.Namespace, center: np.ndarray) -> Region:
-    from certify.core.region import L1, L2, Linf
+    from certify.core.region import BALLS
 
-    kinds: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
-    region: Region = kinds[options.norm](center, options.eps, clip=options.clip)
+    region: Region = BALLS[options.norm](center, options.eps, clip=options.clip)
     return region
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_verbosity, interval, radius
+from certify.cli.arguments import add_verbosity, interval, radius, whole
 from certify.cli.inputs import about, device_named, read_model
 from certify.cli.streams import check_target, result, say, write_file
 from certify.cli.table import columns
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
     parser.add_argument("--input", required=True, metavar="FILE", help="the centre, a .npy file")
     parser.add_argument("--eps", required=True, type=radius, help="radius, for example 8/255")
-    parser.add_argument("--label", required=True, type=_whole, metavar="K", help="the class")
+    parser.add_argument("--label", required=True, type=whole, metavar="K", help="the class")
     parser.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="default: inf")
     parser.add_argument("--clip", type=interval, metavar="LOW,HIGH", help="data range, such as 0,1")
     parser.add_argument("--method", choices=_METHODS, default="crown", help="default: crown")
@@ -45,19 +45,8 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _whole(text: str) -> int:
-    """A whole number below 10^9.
-
-    Raises:
-        argparse.ArgumentTypeError: not such a number.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number below 10^9")
-    return int(text)
-
-
 def _shape(text: str) -> tuple[int, ...]:
-    found = tuple(_whole(part.strip()) for part in text.split(","))
+    found = tuple(whole(part.strip()) for part in text.split(","))
     if len(found) not in (2, 3) or 0 in found:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not H,W or C,H,W")
     return found
@@ -70,13 +59,12 @@ def run(options: argparse.Namespace) -> int:
     check_target(options.plot)
     network = read_model(options.model)
     device = device_named(options.device)
-    from certify.core.region import L1, L2, Linf
+    from certify.core.region import BALLS
     from certify.core.spec import Spec
     from certify.features import proof_features
 
-    kinds: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
     with about(options.model, options.input):
-        region = kinds[options.norm](load_array(options.input), options.eps, clip=options.clip)
+        region = BALLS[options.norm](load_array(options.input), options.eps, clip=options.clip)
         spec = Spec.classify(options.label, math.prod(network.output_shape))
         found = proof_features(network, region, spec, options.method, device=device)
         wanted = options.plot is not None and found.proved

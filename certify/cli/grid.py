@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_verbosity, fraction, seconds
+from certify.cli.arguments import add_verbosity, fraction, seconds, whole
 from certify.cli.inputs import about, device_named, read_model
 from certify.cli.streams import check_target, result, say
 from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED, EXIT_VIOLATED, BadInput
@@ -25,13 +26,13 @@ def add(commands: Any) -> None:
         description="Print holds, violated (with an assignment), unknown or timeout.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
     parser.add_argument("spec", metavar="SPEC", help="a VNN-LIB 1.0 file, plain or gzip")
-    parser.add_argument("--dims", type=_several(_index), metavar="I,J",
+    parser.add_argument("--dims", type=_several(whole), metavar="I,J",
                         help="inputs to move, at most 6 (default: those that matter most)")
-    parser.add_argument("--count", type=_index, default=2, metavar="N",
+    parser.add_argument("--count", type=whole, default=2, metavar="N",
                         help="inputs chosen where --dims is not given (default: 2)")
     parser.add_argument("--step", type=_several(fraction), metavar="S",
                         help="distance of grid points, one for all or one each: 0.01 or 0.1,0.2")
-    parser.add_argument("--depth", type=_index, default=8, metavar="N",
+    parser.add_argument("--depth", type=whole, default=8, metavar="N",
                         help="how often an open cell may be halved (default: 8)")
     parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S",
                         help="seconds (default: 60)")
@@ -40,17 +41,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--certificate", metavar="FILE", help="write the certificate")
     add_verbosity(parser)
     parser.set_defaults(run=run)
-
-
-def _index(text: str) -> int:
-    """A whole number below 10^9.
-
-    Raises:
-        argparse.ArgumentTypeError: not such a number.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number below 10^9")
-    return int(text)
 
 
 def _several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -96,17 +86,10 @@ def _searched(options: argparse.Namespace) -> Certificate:
         step = step[0]
     case = query[0]
     with about(options.model, options.spec):
-        sizes = [_count(shape) for shape in (*network.input_shapes, network.output_shape)]
+        sizes = [math.prod(shape) for shape in (*network.input_shapes, network.output_shape)]
         query.check_sizes(sum(sizes[:-1]), sizes[-1])
         return grid_search(network, case.box, case.spec, options.dims, step, count=options.count,
                            depth=options.depth, timeout=options.timeout, device=device)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _answer(certificate: Certificate) -> str:

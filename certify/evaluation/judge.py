@@ -15,7 +15,7 @@ from certify.bounds.methods import fit
 from certify.bounds.program import prepare
 from certify.core.certificate import Verdict
 from certify.core.graph import Graph
-from certify.core.region import L1, L2, Linf, Region
+from certify.core.region import BALLS, Region
 from certify.core.semantics import Semantics
 from certify.core.spec import Spec
 from certify.evaluation.attacks.ensemble import Ensemble, effort_named
@@ -26,7 +26,6 @@ from certify.verify import verify
 
 _LARGEST_GROUP = 256  # examples bounded together
 _GROUP_OPERATIONS = 4e8  # about this many per step of a group
-_REGIONS: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
 
 
 def judge(graph: Graph, x: np.ndarray, y: np.ndarray, plan: Plan, first: int = 0) -> list[Finding]:
@@ -47,7 +46,7 @@ def judge(graph: Graph, x: np.ndarray, y: np.ndarray, plan: Plan, first: int = 0
     right = np.array([i for i, f in enumerate(found) if f.predicted == f.label], dtype=np.int64)
     if not len(right):
         return found
-    region = fit(_REGIONS[plan.norm](x[right].astype(np.float64), plan.eps, clip=(0.0, 1.0)), graph)
+    region = fit(BALLS[plan.norm](x[right].astype(np.float64), plan.eps, clip=(0.0, 1.0)), graph)
     case = _Case(graph, region, y[right].astype(np.int64), plan)
     for place, verdict in zip(right, case.decided(), strict=True):
         found[place] = replace(found[place], **verdict)

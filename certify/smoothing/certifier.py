@@ -16,7 +16,7 @@ from certify.core.certificate import Certificate, Guarantee, Verdict
 from certify.core.claim import Case, Claim
 from certify.core.errors import BadInput
 from certify.core.provenance import Provenance, now, versions
-from certify.core.region import L0, L1, L2, Linf, Region
+from certify.core.region import BALLS, L0, Region
 from certify.core.spec import Spec
 from certify.core.votes import Smoothing, Votes
 from certify.smoothing.base import Base, refuse_mixing
@@ -31,7 +31,6 @@ from certify.smoothing.streams import item_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BALLS: dict[str, type[Region]] = {"2": L2, "1": L1, "inf": Linf, "0": L0}
 _ASSUMED = (
     "noise of different samples is independent: the counters of the Philox generator behave as "
     "random numbers do",
@@ -238,7 +237,7 @@ def ball(x: np.ndarray, norm: str, radius: float, budget: Budget | None = None) 
     center = x[None].astype(np.float64)
     if norm == "0":
         return L0(center, np.array([int(radius)]), (0.0, 1.0)).batched(x.shape)
-    kind: Any = _BALLS[norm]
+    kind: Any = BALLS[norm]
     if budget is not None and budget.subspace is not None:
         free = budget.subspace.mask.reshape(x.shape)
         low, high = (np.where(free, end, center) for end in (-np.inf, np.inf))
@@ -296,7 +295,7 @@ def check_votes(certificate: Certificate) -> tuple[bool, str]:
     if len(claim.cases) != 1 or not _same(case.spec, wanted):
         return False, f"the votes are for class {found.label}, the claim is about something else"
     extent = getattr(case.region, getattr(case.region, "size_field", ""), None)
-    if extent is None or type(case.region) is not _BALLS.get(votes.norm):
+    if extent is None or type(case.region) is not BALLS.get(votes.norm):
         return False, "the region is not a ball in the norm of the votes"
     if float(np.max(np.asarray(extent))) > stated:
         return False, "the region is larger than the stated radius"

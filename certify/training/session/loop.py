@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from certify.bounds.methods import bound
 from certify.core.graph import Graph
-from certify.core.region import L1, L2, Linf
+from certify.core.region import BALLS
 from certify.importers.datasets import Images
 from certify.importers.torch_graph import from_torch
 from certify.training.batch_norm import has_batch_norm, precise_batch_norm
@@ -27,7 +27,6 @@ from certify.training.session.store import Store
 Tell = Callable[[dict[str, Any], int], None]
 BEST = "best.pt"
 _CHUNK = 256
-_REGIONS: dict[str, Any] = {"inf": Linf, "2": L2, "1": L1}
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
@@ -170,7 +169,7 @@ class _Run:
 
     def _margins(self, x: Tensor, y: Tensor) -> Tensor:
         """Lower bounds of the margins ``(B, K - 1)`` in plain floats."""
-        region = _REGIONS[self.recipe.norm](x.unsqueeze(1), self.recipe.eps, clip=(0.0, 1.0))
+        region = BALLS[self.recipe.norm](x.unsqueeze(1), self.recipe.eps, clip=(0.0, 1.0))
         rows = margin_rows(y, self.images.num_classes, x)
         return bound(self.graph, region, "crown-ibp", rows, semantics="search").lower
 
