@@ -14,6 +14,7 @@ from certify.bounds.evaluate import evaluate
 from certify.core.claim import Case
 from certify.evaluation.transformed.certificates import certificate
 from certify.evaluation.transformed.pieces import Pieces
+from certify.evaluation.transformed.sweep import Finding
 from certify.importers.model_claim import claim_about
 from certify.semantic.transforms import TRANSFORMS, image_graph, named
 from certify.semantic.warp import warped_boxes
@@ -276,3 +277,19 @@ def test_a_leaf_that_is_not_proved_is_not_hidden_by_a_margin_that_is_no_number(m
 def test_too_many_turns_are_refused() -> None:
     with pytest.raises(certify.core.errors.UsageError, match="3600 degrees"):
         warped_boxes(SMALL[None], named(["rotate"]), np.array([1e6]), np.array([1e6 + 1]))
+
+
+@pytest.mark.parametrize(("proved", "wanted"), [
+    ([(0, 4)], (0.6, 1.4)), ([(2, 3)], (1.0, 1.2)), ([(1, 2)], (0.8, 1.0)), ([(0, 1)], None),
+    ([], None)])
+def test_ranges_begin_at_the_identity(proved: list, wanted: tuple | None) -> None:
+    pieces = Pieces.of({"scale": (0.6, 1.4)}, {"scale": 0.2})
+    found = Finding(0, 1, 1, pieces, {(block,): 1.0 for block in proved})
+    assert found.certified_range() == pytest.approx(wanted or (np.nan, np.nan), nan_ok=True)
+
+
+def test_a_range_without_the_identity_has_no_range_around_it() -> None:
+    pieces = Pieces.of({"scale": (1.1, 1.5)}, {"scale": 0.1})
+    found = Finding(0, 1, 1, pieces, {pieces.whole: 1.0})
+    assert found.certified
+    assert np.isnan(found.certified_range()).all() and np.isnan(found.attacked_range()).all()

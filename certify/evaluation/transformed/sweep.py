@@ -69,9 +69,9 @@ class Finding:
     def attacked_range(self) -> tuple[float, float]:
         """The largest interval around the identity in which no attack succeeded."""
         self._one()
-        if self.predicted != self.label:
-            return (np.nan, np.nan)
         here = named(self.pieces.names)[0].identity
+        if self.predicted != self.label or not self.pieces.lower[0] <= here <= self.pieces.upper[0]:
+            return (np.nan, np.nan)
         bad = self.attacked[:, 0] if len(self.attacked) else np.zeros(0)
         low = max(bad[bad < here], default=float(self.pieces.lower[0]))
         high = min(bad[bad > here], default=float(self.pieces.upper[0]))
@@ -84,6 +84,8 @@ class Finding:
 
     def _around(self, cuts: np.ndarray, proved: np.ndarray) -> tuple[float, float]:
         here = named(self.pieces.names)[0].identity
+        if not cuts[0] <= here <= cuts[-1]:
+            return (np.nan, np.nan)
         right = int(np.searchsorted(cuts, here, side="right"))
         left = int(np.searchsorted(cuts, here, side="left")) - 1
         high, low = right - 1, left + 1  # cuts reached so far; the identity may be a cut itself
