@@ -184,7 +184,7 @@ def test_intervals_alone_decide_rows_that_name_inputs_of_a_large_network() -> No
     net = torch.nn.Sequential(torch.nn.Linear(2, 3000), torch.nn.ReLU(), torch.nn.Linear(3000, 1))
     graph = certify.from_torch(net, torch.zeros(1, 2))
     region = certify.Linf(np.array([[0.2, -0.1]]), 0.01)
-    y = float(net(torch.tensor([[0.2, -0.1]])))
+    y = float(net(torch.tensor([[0.2, -0.1]])).detach())
     for margin, wanted in ((3.0, certify.Verdict.HOLDS), (-3.0, certify.Verdict.UNKNOWN)):
         # unsafe where y + 5 x_0 <= its value at the centre - margin
         spec = certify.Spec.unsafe([[Row([1.0], y + 1.0 - margin, x=[5.0, 0.0])]], 1, 2)
