@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test test-fast lint format train bench clean help
+.PHONY: demo test test-all lint format train bench clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -15,11 +15,11 @@ help:  ## list the targets
 demo: $(STAMP)  ## verify the digit classifier in examples/ and show the certificates
 	$(PY) examples/verify_digits.py
 
-test: $(STAMP)  ## run all tests
-	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
-
-test-fast: $(STAMP)  ## run the tests that are not marked slow
+test: $(STAMP)  ## run the tests, except those marked slow
 	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+
+test-all: $(STAMP)  ## run every test
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy, with the project's own versions
 	$(PY) -m ruff check .

@@ -21,6 +21,7 @@ from tests.nets import BODIES, ELEMENTWISE, dense, grow, names, over, single
 
 QUICK = Alpha(iterations=3, unit_iterations=1)
 STEADY = Alpha(iterations=1, unit_iterations=1)  # later steps turn rounding noise into directions
+SHORT = Alpha(iterations=1)  # several steps of the dual each
 PLACES = [
     pytest.param(r, id=f"{name}-{i}")
     for name, kind in REGIONS.items()
@@ -31,7 +32,8 @@ every_body = pytest.mark.parametrize("body", BODIES)
 
 
 def found(graph: Graph, region: Region, method: str, rows: Any = None, **changes: Any) -> Any:
-    settings = {"alpha": QUICK, "nodes": names(graph)} | changes
+    alpha = SHORT if method in MULTIPLIERS else QUICK
+    settings = {"alpha": alpha, "nodes": names(graph)} | changes
     return bound(graph, region, method, rows, **settings)
 
 

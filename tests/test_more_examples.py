@@ -69,6 +69,7 @@ def test_meanings_are_proved_and_drawn(
     assert "consistency" in (tmp_path / "digits_meaning.svg").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["text_substitution"], indirect=True)
 def test_texts_are_certified_and_never_contradicted(example: ModuleType) -> None:
     data = example.corpus(None)
