@@ -16,6 +16,7 @@ from certify.bounds.budget import Limits
 from certify.bounds.crown import State, row_bounds
 from certify.bounds.dual import (
     Dual,
+    Form,
     crown_multipliers,
     dual_bounds,
     free_elements,
@@ -150,8 +151,8 @@ def test_the_programme_and_both_ascents_reach_the_triangle_optimum(seed: int) ->
     size = np.abs(wanted).mean()
     for found, share in (
         (dual_bounds(state, rows, triangle_multipliers(state, rows)), 1e-6),
-        (optimise_dual(state, rows, Dual(), mismatch=False)[0], 0.005),
-        (optimise_dual(state, rows, Dual(), mismatch=True)[0], 0.01),
+        (optimise_dual(state, rows, Dual(), Form())[0], 0.005),
+        (optimise_dual(state, rows, Dual(), Form(True))[0], 0.01),
     ):
         best = found[0].detach().numpy()
         assert (best <= wanted + 1e-9).all()  # exactly the same relaxation: never above it
@@ -164,7 +165,7 @@ def test_the_programme_and_both_ascents_reach_the_triangle_optimum(seed: int) ->
 def test_it_starts_at_crown_rises_and_any_multipliers_are_sound(act, mismatch: bool) -> None:
     graph, _ = network(3, act)
     state, rows = state_of(graph)
-    start = crown_multipliers(state, rows, mismatch)
+    start = crown_multipliers(state, rows, Form(mismatch))
     with torch.no_grad():
         crown = row_bounds(state, rows)
         assert bool((dual_bounds(state, rows, start) >= crown - 1e-9).all())
@@ -174,7 +175,7 @@ def test_it_starts_at_crown_rises_and_any_multipliers_are_sound(act, mismatch: b
         values.append(best)
         return False
 
-    best, multipliers = optimise_dual(state, rows, Dual(iterations=120), mismatch, watched)
+    best, multipliers = optimise_dual(state, rows, Dual(iterations=120), Form(mismatch), watched)
     with torch.no_grad():  # what was found can be evaluated again, rounding included
         again = torch.fmax(crown, dual_bounds(state, rows, multipliers))
     assert bool((again >= best - 1e-9).all())
@@ -221,7 +222,7 @@ def test_what_is_paid_is_no_less_than_exact_arithmetic_asks() -> None:
         with torch.no_grad():
             state = analyse(program, region, METHODS["crown"], Semantics.REAL, Limits(), Alpha())
             rows = {program.output: torch.ones(1, 1, 1, 1).double()}
-            start = crown_multipliers(state, rows, mismatch=True)
+            start = crown_multipliers(state, rows, Form(True))
             moved = {i: tuple(t + 0.3 * t.abs().mean() * torch.randn_like(t) for t in g)
                      for i, g in start.items()}
             found = Fraction(float(dual_bounds(state, rows, moved)))

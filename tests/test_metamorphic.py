@@ -193,7 +193,8 @@ def test_other_operators_for_the_same_bend_give_the_same_relaxation(write: Write
         assert bool((inner[0] >= outer[0] - 0.1).all() and (inner[1] <= outer[1] + 0.1).all())
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Not sdp-crown: it goes on from optimised slopes, where rounding chooses between equally good ones.
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "sdp-crown"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_equivalent_network_has_the_same_bounds(name: str, method: str) -> None:
     for seed in range(3):

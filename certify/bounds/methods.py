@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from certify.bounds.alpha import Alpha, optimise
+from certify.bounds.ball import balls
 from certify.bounds.budget import DEFAULT_MEMORY, Limits, row_chunks
 from certify.bounds.crown import Plan, Slopes, State, interval_row_bounds, row_bounds, tighten
-from certify.bounds.dual import Dual, dual_bounds, optimise_dual
+from certify.bounds.dual import Dual, Form, dual_bounds, optimise_dual
 from certify.bounds.forward import forward_rows, forward_state
 from certify.bounds.program import Program, prepare
 from certify.bounds.triangle import triangle_multipliers
@@ -122,6 +123,12 @@ METHODS = {
             ("interval", "backward", "decomposition"),
         ),
         Method(
+            "sdp-crown",
+            "alpha, then neurons coupled by a ball, for L2 balls (Chiu et al. 2025)",
+            True,
+            ("interval", "backward", "sdp-crown"),
+        ),
+        Method(
             "lp",
             "linear programme over the relaxations, for small networks (Ehlers 2017)",
             True,
@@ -131,24 +138,45 @@ METHODS = {
 }
 
 
-def _ascended(mismatch: bool) -> Ascend:
-    def ascend(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
-        settings = Dual(iterations=_DUAL_STEPS * alpha.iterations)
-        return optimise_dual(state, rows, settings, mismatch, done)[1]
+class Multipliers(NamedTuple):
+    """A pass that finds multipliers, and what evaluates any such multipliers as a bound."""
 
-    return ascend
+    find: Ascend
+    bounds: Callable[[State, RowMap, Slopes], Tensor]
+
+
+def _ascended(mismatch: bool) -> Multipliers:
+    def ascend(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
+        return optimise_dual(state, rows, _dual(alpha), Form(mismatch), done)[1]
+
+    return Multipliers(ascend, dual_bounds)
+
+
+def _dual(alpha: Alpha) -> Dual:
+    return Dual(iterations=_DUAL_STEPS * alpha.iterations)
 
 
 def _programmed(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
     return triangle_multipliers(state, rows)
 
 
-MULTIPLIERS: dict[str, Ascend] = {
+def _in_balls(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
+    slopes = optimise(state, rows, alpha, done)[1]
+    settings = replace(_dual(alpha), rate=0.2, last=0.003, soft=0.0)  # parabolas are soft enough
+    return optimise_dual(state, rows, settings, Form(balls=balls(state)), done, slopes)[1]
+
+
+def _ball_bounds(state: State, rows: RowMap, multipliers: Slopes) -> Tensor:
+    return dual_bounds(state, rows, multipliers, balls(state))
+
+
+MULTIPLIERS = {
     "dual": _ascended(mismatch=True),
     "decomposition": _ascended(mismatch=False),
-    "lp": _programmed,
+    "sdp-crown": Multipliers(_in_balls, _ball_bounds),
+    "lp": Multipliers(_programmed, dual_bounds),
 }
-"""Passes that find multipliers of the dual; `dual_bounds` evaluates them."""
+"""Passes that find multipliers of a dual, by name."""
 
 
 def method_named(name: str) -> Method:
@@ -200,8 +228,8 @@ def lower_rows(
                 found = row_bounds(state, rows, slopes)  # the optimiser neither rounds nor records
             best = torch.fmax(best, found)
         elif name in MULTIPLIERS:
-            slopes = MULTIPLIERS[name](state, rows, alpha, done)
-            best = torch.fmax(best, dual_bounds(state, rows, slopes))
+            slopes = MULTIPLIERS[name].find(state, rows, alpha, done)
+            best = torch.fmax(best, MULTIPLIERS[name].bounds(state, rows, slopes))
     return best, slopes
 
 
@@ -215,7 +243,9 @@ def rows_again(
     if slopes is None or not set(method.passes) & set(MULTIPLIERS):
         return torch.fmax(best, row_bounds(state, rows, slopes))
     best = torch.fmax(best, row_bounds(state, rows))
-    return torch.fmax(best, dual_bounds(state, rows, slopes))
+    for name in set(method.passes) & set(MULTIPLIERS):
+        best = torch.fmax(best, MULTIPLIERS[name].bounds(state, rows, slopes))
+    return best
 
 
 def bound(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds.crown import State, pull_to_nonlinear
-from certify.bounds.dual import crown_multipliers
+from certify.bounds.dual import Form, crown_multipliers
 from certify.bounds.program import Step
 from certify.bounds.rows import dense
 from certify.core.errors import LimitExceeded
@@ -54,7 +54,7 @@ def triangle_multipliers(
     state = state.searching()
     with torch.no_grad():
         found = {i: tuple(t.clone() for t in group)
-                 for i, group in crown_multipliers(state, rows, mismatch=False).items()}
+                 for i, group in crown_multipliers(state, rows, Form()).items()}
         for example in range(state.region.batch):
             programme = _Programme(state, rows, example)
             for row in range(next(iter(rows.values())).shape[1]):

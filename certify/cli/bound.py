@@ -13,6 +13,7 @@ from certify.cli.streams import result, say
 from certify.cli.table import as_json, as_table
 from certify.core.errors import BadInput, UsageError
 from certify.importers.files import shown
+from certify.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from certify.core.graph import Graph
     from certify.core.region import Region
 
-_METHODS = ("auto", "ibp", "crown-ibp", "crown", "forward", "alpha", "dual", "decomposition", "lp")
 _ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and
 differences of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than
 differences of bounds. --output takes a function from certify supports --outputs with its settings,
@@ -37,7 +37,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--eps", required=True, type=radius, help="radius, for example 8/255")
     parser.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="default: inf")
     parser.add_argument("--clip", type=interval, metavar="LOW,HIGH", help="data range, such as 0,1")
-    parser.add_argument("--method", choices=_METHODS, default="crown", help="default: crown")
+    parser.add_argument("--method", choices=(*METHOD_NAMES, "forward"), default="crown",
+                        help="default: crown")
     parser.add_argument("--semantics", choices=("real", "float32"), default="real",
                         help="the arithmetic the bounds speak of (default: real)")
     parser.add_argument("--rows", help="what to bound instead of every output, see below")

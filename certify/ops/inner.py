@@ -10,6 +10,8 @@ from certify.ops.oracle import EPS, TINY
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from certify.ops.record import Interval
+
 
 def least(terms: Sequence[tuple[Tensor, ...]], soft: float = 0.0) -> Tensor:
     """The least of sums, rounded down; NaN counts as minus infinity.
@@ -40,6 +42,38 @@ def least(terms: Sequence[tuple[Tensor, ...]], soft: float = 0.0) -> Tensor:
         share = torch.where(share == share, share, 0.0)
     mixed = (share * torch.where(stack.isfinite(), stack, 0.0)).sum(0)
     return found.detach() + mixed - mixed.detach()
+
+
+def least_near(halves: tuple[Tensor, Tensor], weight: Tensor, slope: Tensor,
+               pull: tuple[Tensor, Tensor], x: Interval, soft: float = 0.0) -> Tensor:
+    """Per element a lower bound of ``weight h(z) - slope z + k/2 (z - centre)^2`` on an interval
+    around 0, for ``h`` of two straight halves; all rounding accounted for.
+
+    Each half is a parabola. It lies above its tangent at the point that floats find lowest, so
+    that where that point lies need not be exact.
+
+    Args:
+        halves: slopes left and right of 0.
+        weight, slope: ``(B, R, *shape)``.
+        pull: ``k >= 0``, ``(B, R, ...)``, and the centre ``(B, 1, *shape)``.
+        soft: see `least`.
+    """
+    import torch
+
+    w, m, (k, centre) = weight.double(), slope.double(), pull
+    low, high = x.lower.double().unsqueeze(1), x.upper.double().unsqueeze(1)
+    candidates = []
+    kink = torch.zeros_like(low)
+    for half, a, b in zip(halves, (low, kink), (kink, high), strict=True):
+        with torch.no_grad():
+            rise = w * half - m
+            z = torch.nan_to_num(centre - rise / k, nan=0.0).maximum(a).minimum(b)
+            tangent = rise + k * (z - centre)
+            short = torch.minimum(tangent * (a - z), tangent * (b - z)).clamp(max=0)
+            size = (w * half).abs() + m.abs() + k * (z - centre).abs()
+            short = short - (16 * EPS * size + TINY) * (b - a)
+        candidates.append((w * half * z, -m * z, 0.5 * k * (z - centre) ** 2, short))
+    return least(candidates, soft)
 
 
 def _typical(spread: Tensor) -> Tensor:

@@ -135,6 +135,8 @@ class RelaxedRule:
             and slopes are ``(B, R, *shape)``, a slope per variable operand, each of the result's
             shape; differentiable, by the envelope theorem. With ``soft=t > 0`` gradients may mix
             near ties. None: the relaxation serves instead.
+        halves: ``(site, like, *constants) -> (left, right)``, float64: the slopes of a function of
+            two straight halves that meet in 0; None for other functions.
     """
 
     interval: Callable[..., Interval]
@@ -143,6 +145,7 @@ class RelaxedRule:
     ambiguous: Callable[[Site, Interval], Tensor] | None = None
     elementwise: bool = False
     inner: Callable[..., Tensor] | None = None
+    halves: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 class Example(NamedTuple):

@@ -210,10 +210,14 @@ def _kinked_inner(
 def _relu_inner(
     site: Site, weight: Tensor, slopes: tuple[Tensor, ...], x: Interval, *, soft: float = 0.0
 ) -> Tensor:
+    return _kinked_inner(_relu_halves(site, weight), weight, slopes[0], x, soft)
+
+
+def _relu_halves(site: Site, like: Tensor) -> Halves:
     import torch
 
-    one = torch.ones((), dtype=torch.float64, device=weight.device)
-    return _kinked_inner((torch.zeros_like(one), one), weight, slopes[0], x, soft)
+    one = torch.ones((), dtype=torch.float64, device=like.device)
+    return torch.zeros_like(one), one
 
 
 def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
@@ -233,7 +237,9 @@ def _two_slopes(name: str, forward: Any, halves: Any, **names: Any) -> Op:
     ) -> Tensor:
         return _kinked_inner(halves(site, x.lower, *constants), weight, given[0], x, soft)
 
-    rule = RelaxedRule(interval, relax, slopes, straddles, elementwise=True, inner=inner)
+    rule = RelaxedRule(
+        interval, relax, slopes, straddles, elementwise=True, inner=inner, halves=halves
+    )
     op = Op(name, forward, relaxed=rule, **names)
     REGISTRY.add(op)
     return op
@@ -325,7 +331,7 @@ REGISTRY.add(
         examples(),
         relaxed=RelaxedRule(
             _relu_interval, _relu_relax, _relu_slopes, straddles, elementwise=True,
-            inner=_relu_inner,
+            inner=_relu_inner, halves=_relu_halves,
         ),
         onnx={"Relu": None},
         aten=inplace("relu"),

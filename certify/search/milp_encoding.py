@@ -94,13 +94,10 @@ class _Merged:
 
 def slopes(step: Step) -> tuple[float, float] | None:
     """Both slopes of a convex function of two straight halves through 0; None for others."""
-    if step.op.name == "relu":
-        return 0.0, 1.0
-    if step.op.name == "abs":
-        return -1.0, 1.0
-    if step.op.name == "leaky_relu" and 0 <= step.site.attrs["alpha"] <= 1:
-        return float(step.site.attrs["alpha"]), 1.0
-    return None
+    if step.curve.halves is None or len(step.sources) > 1:
+        return None
+    left, right = (float(s) for s in step.curve.halves(step.site, step.like))
+    return (left, right) if left <= right else None
 
 
 def curved(program: Program) -> list[Step]:
