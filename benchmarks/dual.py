@@ -57,7 +57,10 @@ def main() -> int:
         "# Dual bounds\n", header(machine),
         "\n`python -m benchmarks.dual`: mean lower bound of the rows of each property (search "
         "semantics, float32, one thread), and CPU seconds, CROWN's intermediate bounds "
-        "included. Higher is tighter.\n",
+        "included. Higher is tighter. With equal intermediate bounds, alpha, dual and "
+        "decomposition have one optimum, that of the linear programme over triangles: what "
+        "differs is how fast they get there. Slopes lie between 0 and 1 and start well; "
+        "multipliers are unbounded, one per neuron and row, and need many more passes.\n",
         table(["network", "method", "mean bound", "CPU s"], rows),
         f"\nOver L2 balls of radius {options.l2} around the centres of the same boxes (`--l2`):\n",
         table(["network", "method", "mean bound", "CPU s"], balls)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from certify.core.errors import UsageError
 
 METHOD_NAMES = (
-    "auto", "ibp", "crown-ibp", "crown", "lp", "decomposition", "dual", "alpha", "sdp-crown",
+    "auto", "ibp", "crown-ibp", "crown", "lp", "decomposition", "dual", "alpha", "sdp-crown", "sdp",
 )
 PROOF_METHODS = (*METHOD_NAMES, "search", "pieces")  # what may stand behind a proof, tightest last
 SEMANTICS = ("real", "float32")

@@ -147,7 +147,9 @@ def forward_rows(state: State, rows: Mapping[int, Tensor]) -> Tensor:
         lost = C.abs() @ per_example(planes.size.abs()).unsqueeze(-1)
         error = error + lost.squeeze(-1) * (4 * gamma(C.shape[-1] + 8, state.unit))
     found = _minimum(state, slope) + offset
-    return round_down(found - error * 1.001) if state.semantics.rigorous else found
+    if not state.semantics.rigorous:
+        return found
+    return round_down((found - error * 1.001).to(state.program.dtype))
 
 
 def _seed(state: ForwardState) -> None:
@@ -255,13 +257,14 @@ def _concrete(state: ForwardState, planes: Planes) -> Interval:
     low = _minimum(state, per_row(planes.low).mT).reshape(shape) + planes.low_c
     up = _minimum(state, -per_row(planes.up).mT).reshape(shape) - planes.up_c
     if state.semantics.rigorous:
-        low, up = round_down(low), round_down(up)
+        low, up = (round_down(side.to(state.program.dtype)) for side in (low, up))
     return Interval(low, -up)
 
 
 def _minimum(state: State, slope: Tensor) -> Tensor:
-    """Minimum over the region of ``slope (B, R, n) . x``."""
+    """Minimum over the region of ``slope (B, R, n) . x``; float64 in rigorous semantics."""
     program = state.program
+    slope = slope.double() if state.semantics.rigorous else slope
     shapes = [program.shape(i) for i in program.inputs]
     parts = torch.split(slope, [math.prod(s) for s in shapes], dim=-1)
     shaped = tuple(p.reshape(*p.shape[:2], *s) for p, s in zip(parts, shapes, strict=True))

@@ -17,6 +17,7 @@ from certify.bounds.crown import Plan, Slopes, State, interval_row_bounds, row_b
 from certify.bounds.dual import Dual, Form, dual_bounds, optimise_dual
 from certify.bounds.forward import forward_rows, forward_state
 from certify.bounds.program import Program, prepare
+from certify.bounds.semidefinite import semidefinite_bounds, semidefinite_multipliers
 from certify.bounds.triangle import triangle_multipliers
 from certify.core.errors import BadInput, UsageError
 from certify.core.graph import Graph
@@ -72,6 +73,7 @@ class Method:
         passes: what bounds the rows, the best of: ``"interval"``, ``"backward"``, ``"forward"``,
             ``"alpha"``, and those of `MULTIPLIERS`.
         forward: run the forward sweep (search semantics only).
+        small: for small networks: a solver finds what to state.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Method:
     refine: bool
     passes: tuple[str, ...]
     forward: bool = False
+    small: bool = False
 
 
 METHODS = {
@@ -133,6 +136,14 @@ METHODS = {
             "linear programme over the relaxations, for small networks (Ehlers 2017)",
             True,
             ("interval", "backward", "lp"),
+            small=True,
+        ),
+        Method(
+            "sdp",
+            "semidefinite programme, for very small networks (Raghunathan et al. 2018)",
+            True,
+            ("interval", "backward", "sdp"),
+            small=True,
         ),
     )
 }
@@ -160,6 +171,10 @@ def _programmed(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> 
     return triangle_multipliers(state, rows)
 
 
+def _semidefinite(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
+    return semidefinite_multipliers(state, rows)
+
+
 def _in_balls(state: State, rows: RowMap, alpha: Alpha, done: Done | None) -> Slopes:
     slopes = optimise(state, rows, alpha, done)[1]
     settings = replace(_dual(alpha), rate=0.2, last=0.003, soft=0.0)  # parabolas are soft enough
@@ -175,6 +190,7 @@ MULTIPLIERS = {
     "decomposition": _ascended(mismatch=False),
     "sdp-crown": Multipliers(_in_balls, _ball_bounds),
     "lp": Multipliers(_programmed, dual_bounds),
+    "sdp": Multipliers(_semidefinite, semidefinite_bounds),
 }
 """Passes that find multipliers of a dual, by name."""
 
@@ -207,7 +223,8 @@ def analyse(
                 "method 'forward' speaks of real arithmetic only; use 'crown' for float32"
             )
         return forward_state(program, region, semantics, limits)
-    plan = Plan(refine=method.refine, alpha=alpha.inner if "alpha" in method.passes else None)
+    optimised = {"alpha", "sdp-crown"} & set(method.passes)
+    plan = Plan(refine=method.refine, alpha=alpha.inner if optimised else None)
     return tighten(program, region, plan, semantics, limits)
 
 

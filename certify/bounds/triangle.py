@@ -78,7 +78,7 @@ class _Programme:
         self._parts, self._others = list[_Part](), list[int]()
         for step in steps:
             size = math.prod(step.site.shape)
-            if not self._fits(state, step):  # nothing but its range is known to the solver
+            if not has_lines(state, step):  # nothing but its range is known to the solver
                 self._starts[step.index] = at
                 self._others.append(step.index)
                 at += size
@@ -91,27 +91,8 @@ class _Programme:
             raise LimitExceeded(f"a linear programme of {at} unknowns (at most {LARGEST}); use "
                                 "alpha, dual or decomposition")
         self._size = at
-        self._objective, _ = self._affine(state, rows)
+        self._objective, _, _ = affine_rows(state, rows, example, self._starts, at)
         self._build(state)
-
-    def _fits(self, state: State, step: Step) -> bool:
-        """Whether a step is a function of one element with lines."""
-        if not step.curve.elementwise or len(step.variables) > 1:
-            return False
-        return isinstance(state.relax(step), Lines)
-
-    def _affine(self, state: State, rows: Mapping[int, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as linear functions ``(R, unknowns)`` of the unknowns, and their constants."""
-        sweep = pull_to_nonlinear(state, rows)
-        count = sweep.bias.shape[1]
-        found = np.zeros((count, self._size))
-        for index, part in sweep.coefficients.items():
-            whole = dense(part)
-            flat = whole[min(self._example, len(whole) - 1)].reshape(count, -1).double().numpy()
-            start = self._starts[index]
-            found[:, start:start + flat.shape[1]] += flat
-        bias = sweep.bias[min(self._example, len(sweep.bias) - 1)].double().numpy()
-        return found, bias
 
     def _build(self, state: State) -> None:
         from scipy.sparse import coo_matrix, csr_matrix, vstack
@@ -122,17 +103,16 @@ class _Programme:
             self._limit(state, index, self._starts[index])
         for part in self._parts:
             (source,) = part.step.variables
-            unit = torch.eye(part.size, dtype=state.program.dtype)
-            rows = unit.reshape(1, part.size, *state.program.shape(source))
-            matrix, offset = self._affine(
-                state, {source: rows.expand(state.region.batch, *rows.shape[1:])})
+            every = every_element(state, source)
+            matrix, offset, _ = affine_rows(
+                state, every, self._example, self._starts, self._size)
             matrix = -matrix
             matrix[np.arange(part.size), part.operand + np.arange(part.size)] += 1
             equal.append(csr_matrix(matrix))
             right.append(offset)
             self._limit(state, source, part.operand)
             self._limit(state, part.step.index, part.result)
-            for a, c, sign in self._lines(state, part):
+            for a, c, sign in lines_of(state, part.step, self._example):
                 at = np.arange(part.size)
                 ones = np.ones(part.size)
                 lines.append(coo_matrix(  # sign (a z - y) <= -sign c
@@ -155,29 +135,6 @@ class _Programme:
             flat = np.where(np.abs(flat) > _INFINITE, np.copysign(np.inf, flat), flat)
             into[start:start + len(flat)] = flat
 
-    def _lines(self, state: State, part: _Part) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        """Lines below (sign +1) and above (-1) the function: slopes and intercepts."""
-        step = part.step
-        operands = step.operands(state.bounds)
-        ranges = step.curve.slopes(step.site, *operands) if step.curve.slopes else ()
-        choices: list[tuple[Tensor, ...] | None] = [None]
-        choices += [tuple(s.low for s in ranges), tuple(s.high for s in ranges)] if ranges else []
-        found = []
-        for slopes in choices:
-            relaxed = step.curve.relax(step.site, slopes, *operands)
-            if not isinstance(relaxed, Lines):
-                continue
-            for a, c, sign in ((relaxed.low[0], relaxed.low_c, 1.0),
-                               (relaxed.up[0], relaxed.up_c, -1.0)):
-                found.append((self._flat(a, part), self._flat(c, part), sign))
-        return found
-
-    def _flat(self, values: Tensor | None, part: _Part) -> np.ndarray:
-        if values is None:
-            return np.zeros(part.size)
-        one = values[min(self._example, len(values) - 1), 0]
-        return one.expand(part.step.site.shape).reshape(-1).double().numpy()
-
     def solve(self, row: int) -> dict[int, Tensor]:
         """Multipliers of one row by step index; nothing where the solver gives up."""
         from scipy.optimize import linprog
@@ -193,3 +150,57 @@ class _Programme:
                 prices[at:at + part.size].copy()).reshape(part.step.site.shape)
             at += part.size
         return mu
+
+
+def every_element(state: State, index: int) -> dict[int, Tensor]:
+    """Rows that select each element of a step's result."""
+    shape = state.program.shape(index)
+    unit = torch.eye(math.prod(shape), dtype=state.program.dtype, device=state.program.device)
+    return {index: unit.reshape(1, -1, *shape).expand(state.region.batch, -1, *shape)}
+
+
+def affine_rows(state: State, rows: Mapping[int, Tensor], example: int,
+                starts: Mapping[int, int], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows as functions of inputs and nonlinear results: coefficients ``(R, size)``, constants
+    ``(R,)``, and what rounding may have taken from them, ``(R,)``, 0 in search semantics."""
+    sweep = pull_to_nonlinear(state, rows)
+    count = sweep.bias.shape[1]
+    found = np.zeros((count, size))
+    for index, part in sweep.coefficients.items():
+        whole = dense(part)
+        flat = whole[min(example, len(whole) - 1)].reshape(count, -1).double().cpu().numpy()
+        found[:, starts[index]:starts[index] + flat.shape[1]] += flat
+    at = min(example, len(sweep.bias) - 1)
+    error = np.zeros(count) if sweep.error is None else sweep.error[at].double().cpu().numpy()
+    return found, sweep.bias[at].double().cpu().numpy(), error
+
+
+def has_lines(state: State, step: Step) -> bool:
+    """Whether a step is a function of one element with lines around it."""
+    if not step.curve.elementwise or len(step.variables) > 1:
+        return False
+    return isinstance(state.relax(step), Lines)
+
+
+def lines_of(state: State, step: Step, example: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Lines below (sign +1) and above (-1) a function of one element: slopes and intercepts."""
+    operands, size = step.operands(state.bounds), math.prod(step.site.shape)
+
+    def flat(values: Tensor | None) -> np.ndarray:
+        if values is None:
+            return np.zeros(size)
+        one = values[min(example, len(values) - 1), 0]
+        return one.expand(step.site.shape).reshape(-1).double().numpy()
+
+    ranges = step.curve.slopes(step.site, *operands) if step.curve.slopes else ()
+    choices: list[tuple[Tensor, ...] | None] = [None]
+    choices += [tuple(s.low for s in ranges), tuple(s.high for s in ranges)] if ranges else []
+    found = []
+    for slopes in choices:
+        relaxed = step.curve.relax(step.site, slopes, *operands)
+        if not isinstance(relaxed, Lines):
+            continue
+        for a, c, sign in ((relaxed.low[0], relaxed.low_c, 1.0),
+                           (relaxed.up[0], relaxed.up_c, -1.0)):
+            found.append((flat(a), flat(c), sign))
+    return found

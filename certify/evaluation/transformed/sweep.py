@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from certify.core.graph import Graph
 
 METHODS = ("auto", "intervals", "crown-ibp", "forward", "crown", "alpha")
-_LADDERS = {True: ("intervals", "crown-ibp", "forward"), False: ("forward", "crown")}
+_LADDERS = {True: ("intervals", "forward", "crown-ibp"), False: ("forward", "crown")}
 _FIRST_BLOCK = {True: 8, False: 64}  # pieces in the first blocks tried; keys: moves pixels?
 
 
@@ -238,8 +238,10 @@ def _prove(task: Task, found: list[Finding], right: np.ndarray,
            stage: tuple[Warped | Grafted, int], hit: Mapping[int, np.ndarray]) -> None:
     """Prove blocks, split those that are not, down to single pieces."""
     prover, most = stage
+    quick = isinstance(prover, Warped)  # serves all images at once
     open_ = [Wanted(b, images) for b in task.pieces.blocks(most)
-             if len(images := _still_open(task.pieces, b, found, right))]
+             if len(images := _still_open(task.pieces, b, found, right if quick else right[
+                 [_worthwhile(found[i], b) for i in right.tolist()]]))]
     while open_:
         failed = list[Wanted]()
         for block, images, margins in prover.prove(_without_hits(task.pieces, open_, hit)):
@@ -261,6 +263,17 @@ def _still_open(pieces: Pieces, block: Block, found: Sequence[Finding],
     """Images for which a block is not covered by what is proved."""
     size = pieces.size(block)
     return right[[pieces.covered(found[i].proved, block) < size for i in right.tolist()]]
+
+
+def _worthwhile(finding: Finding, block: Block) -> bool:
+    """Whether proving a block could still change an image's verdict or its range."""
+    if not len(finding.attacked):
+        return True
+    if len(finding.pieces.names) > 1:
+        return False
+    (low,), (high,) = finding.pieces.ends(block)
+    left, right = finding.attacked_range()
+    return bool(low < right and high > left)
 
 
 def _without_hits(pieces: Pieces, wanted: list[Wanted],
