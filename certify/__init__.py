@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from certify.grid_search import grid_search
     from certify.importers.checkpoints import load_array, load_weights
     from certify.importers.model_file import load
+    from certify.importers.region_file import load_region
     from certify.importers.torch_graph import from_torch
     from certify.importers.vnnlib import read_vnnlib
     from certify.recheck import check
@@ -78,6 +79,7 @@ _HOME = {
     "load": "certify.importers.model_file",
     "load_array": "certify.importers.checkpoints",
     "load_certificate": "certify.core.certificate",
+    "load_region": "certify.importers.region_file",
     "load_weights": "certify.importers.checkpoints",
     "proof_features": "certify.features",
     "read_vnnlib": "certify.importers.vnnlib",
@@ -89,8 +91,8 @@ __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Ellipsoid", "Evaluation", "Linf", "Lp",
     "Polytope", "Product", "ProofFeatures", "Spec", "Substitutions", "UnionOfBoxes", "Verdict",
     "__version__", "bound", "check", "evaluate", "evaluate_transform", "from_torch",
-    "grid_search", "lipschitz", "load", "load_array", "load_certificate", "load_weights",
-    "proof_features", "read_vnnlib", "smooth", "verify",
+    "grid_search", "lipschitz", "load", "load_array", "load_certificate", "load_region",
+    "load_weights", "proof_features", "read_vnnlib", "smooth", "verify",
 ]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky
 
 _U = 2.0**-53
 _TINY = 2.0**-500
@@ -36,6 +35,8 @@ def is_semidefinite(matrix: np.ndarray) -> bool:
     if (diagonal < 0).any():
         return False
     shift = 2 * _gamma(n + 2) * float(diagonal.sum()) + n * _TINY
+    from scipy.linalg import LinAlgError, cholesky
+
     try:
         cholesky(matrix - shift * np.eye(n), lower=True, check_finite=False)
     except LinAlgError:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, solve
 from torch import Tensor
 
 from certify.bounds.crown import Slopes, State
@@ -282,6 +281,8 @@ def _least(form: np.ndarray) -> float:
     Where ``form - level corner + shift identity`` is semidefinite, the value is at least ``level``
     less the shift times ``|(1, u)|^2``. Several shifts are tried.
     """
+    from scipy.linalg import LinAlgError, solve
+
     if not np.isfinite(form).all():
         return -math.inf
     size = float(np.abs(form).sum()) + 2.0**-500

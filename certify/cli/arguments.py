@@ -6,10 +6,13 @@ import argparse
 import math
 import re
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from certify.cli.streams import result
 from certify.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from certify.campaign.shard import Shard
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,6 +134,28 @@ def whole(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number below 10^9")
     return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to 100000.
+
+    Raises:
+        argparse.ArgumentTypeError: not such a number.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and 0 < int(text) <= 100_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100000")
+    return int(text)
+
+
+def shard(text: str) -> Shard:
+    """``1/4``.
+
+    Raises:
+        UsageError: not a shard.
+    """
+    from certify.campaign.shard import parse_shard
+
+    return parse_shard(text)
 
 
 def workers(text: str) -> int:

@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_computation, fraction, memory, seconds, seed
+from certify.cli.arguments import add_computation, count, fraction, memory, seconds, seed, shard
 from certify.cli.campaigns import effort_of, kept
 from certify.cli.inputs import device_named
 from certify.cli.streams import result, say
 from certify.core.errors import EXIT_HOLDS, EXIT_REJECTED, UsageError, one_line
+from certify.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
     from certify.campaign.instances import Instance
     from certify.campaign.job import Job
-    from certify.campaign.shard import Shard
 
 _EPILOG = """INSTANCES is a CSV file with lines 'onnx,vnnlib,timeout', or one with a header that
 names at least onnx, vnnlib and timeout (or timeout_s), and perhaps family and expected. Its files
@@ -55,8 +55,8 @@ def add(commands: Any) -> None:
                         help="seconds for every instance, whatever the list says")
     limits.add_argument("--timeout-scale", type=factor, default=1.0, metavar="F",
                         help="multiply the time limits of the list")
-    parser.add_argument("--method", choices=("auto", "ibp", "crown-ibp", "crown", "alpha"),
-                        default="auto", help="default: auto, cheapest first")
+    parser.add_argument("--method", choices=METHOD_NAMES, default="auto",
+                        help="default: auto, cheapest first")
     parser.add_argument("--semantics", choices=("real", "float32"), default="real",
                         help="the arithmetic the answers speak of (default: real)")
     parser.add_argument("--no-attack", action="store_true", help="do not look for counterexamples")
@@ -70,17 +70,6 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def count(text: str) -> int:
-    """A whole number from 1 to 100000.
-
-    Raises:
-        argparse.ArgumentTypeError: not such a number.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) < 7 and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100000")
-    return int(text)
-
-
 def factor(text: str) -> float:
     """A number above 0: ``0.5``, ``1/10``.
 
@@ -91,17 +80,6 @@ def factor(text: str) -> float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
-
-
-def shard(text: str) -> Shard:
-    """``1/4``.
-
-    Raises:
-        UsageError: not a shard.
-    """
-    from certify.campaign.shard import parse_shard
-
-    return parse_shard(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,8 +7,9 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_computation, interval, radius
+from certify.cli.arguments import add_computation
 from certify.cli.inputs import about, device_named, read_model
+from certify.cli.regions import add_region, region_file, region_of
 from certify.cli.streams import result, say
 from certify.cli.table import as_json, as_table
 from certify.core.errors import BadInput, UsageError
@@ -16,10 +17,8 @@ from certify.importers.files import shown
 from certify.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
-    import numpy as np
 
     from certify.core.graph import Graph
-    from certify.core.region import Region
 
 _ROWS = """--rows takes a .npy file of coefficients (R, number of outputs), or outputs and
 differences of outputs: '3', '3-0', '0-1,0-2'. Differences bounded directly are tighter than
@@ -31,12 +30,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "bound", help="bounds of a network's outputs around an input", epilog=_ROWS,
-        description="Bound every output of a network, or rows of them, over a norm ball.")
+        description="Bound every output of a network, or rows of them, over a region.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
-    parser.add_argument("--input", required=True, metavar="FILE", help="the centre, a .npy file")
-    parser.add_argument("--eps", required=True, type=radius, help="radius, for example 8/255")
-    parser.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="default: inf")
-    parser.add_argument("--clip", type=interval, metavar="LOW,HIGH", help="data range, such as 0,1")
+    add_region(parser)
     parser.add_argument("--method", choices=(*METHOD_NAMES, "forward"), default="crown",
                         help="default: crown")
     parser.add_argument("--semantics", choices=("real", "float32"), default="real",
@@ -53,10 +49,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compute and print; the exit code is 0."""
-    from certify.importers.checkpoints import load_array
-
+    region = region_of(options)
     network = read_model(options.model)
-    region = _region(options, load_array(options.input))
     network = _edited(network, options)
     coefficients, names = _rows(options.rows, network.output_shape)
     device = device_named(options.device)
@@ -66,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.memory is not None:
         settings["memory"] = options.memory
     started = time.monotonic()
-    with about(options.model, options.input):
+    with about(options.model, region_file(options)):
         region = fit(region, network)
         if region.batch != 1:
             raise BadInput(
@@ -117,13 +111,6 @@ def _edited(network: Graph, options: argparse.Namespace) -> Graph:
     if options.gradient:
         network = jacobian(network, np.eye(math.prod(network.output_shape)))
     return network
-
-
-def _region(options: argparse.Namespace, center: np.ndarray) -> Region:
-    from certify.core.region import BALLS
-
-    region: Region = BALLS[options.norm](center, options.eps, clip=options.clip)
-    return region
 
 
 def _rows(text: str | None, shape: tuple[int, ...]) -> tuple[Any, list[str]]:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_computation, radius, seconds, seed
-from certify.cli.bench import count, shard
+from certify.cli.arguments import add_computation, count, radius, seconds, seed, shard
 from certify.cli.campaigns import effort_of, kept, threads_per_worker
 from certify.cli.inputs import about, device_named
 from certify.cli.streams import result, say

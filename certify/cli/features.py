@@ -7,18 +7,19 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_verbosity, interval, radius, whole
+from certify.cli.arguments import add_verbosity, whole
 from certify.cli.inputs import about, device_named, read_model
+from certify.cli.regions import add_region, region_file, region_of
 from certify.cli.streams import check_target, result, say, write_file
 from certify.cli.table import columns
 from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED
+from certify.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
     from certify.core.graph import Graph
     from certify.core.region import Region
     from certify.features import ProofFeatures
 
-_METHODS = ("auto", "ibp", "crown-ibp", "crown", "alpha")
 _DRAWN = 24
 
 
@@ -29,12 +30,9 @@ def add(commands: Any) -> None:
         description="Find a minimal set of neurons of the last hidden layer whose intervals alone "
         "prove that an input's class does not change.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
-    parser.add_argument("--input", required=True, metavar="FILE", help="the centre, a .npy file")
-    parser.add_argument("--eps", required=True, type=radius, help="radius, for example 8/255")
+    add_region(parser)
     parser.add_argument("--label", required=True, type=whole, metavar="K", help="the class")
-    parser.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="default: inf")
-    parser.add_argument("--clip", type=interval, metavar="LOW,HIGH", help="data range, such as 0,1")
-    parser.add_argument("--method", choices=_METHODS, default="crown", help="default: crown")
+    parser.add_argument("--method", choices=METHOD_NAMES, default="crown", help="default: crown")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu",
                         help="default: cpu")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw what the features look at")
@@ -54,17 +52,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Find the features, print, draw; the exit code is 0 where the intervals prove the class."""
-    from certify.importers.checkpoints import load_array
-
     check_target(options.plot)
     network = read_model(options.model)
     device = device_named(options.device)
-    from certify.core.region import BALLS
     from certify.core.spec import Spec
     from certify.features import proof_features
 
-    with about(options.model, options.input):
-        region = BALLS[options.norm](load_array(options.input), options.eps, clip=options.clip)
+    with about(options.model, region_file(options)):
+        region = region_of(options)
         spec = Spec.classify(options.label, math.prod(network.output_shape))
         found = proof_features(network, region, spec, options.method, device=device)
         wanted = options.plot is not None and found.proved

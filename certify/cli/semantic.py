@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from certify.cli.arguments import add_computation, fraction
-from certify.cli.bench import count
+from certify.cli.arguments import add_computation, count, fraction
 from certify.cli.campaigns import effort_of, kept, threads_per_worker
 from certify.cli.eval import add_campaign, add_source
 from certify.cli.inputs import about, device_named

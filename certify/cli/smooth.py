@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_verbosity, fraction, seed, workers
-from certify.cli.bench import count, shard
+from certify.cli.arguments import add_verbosity, count, fraction, seed, shard, workers
 from certify.cli.campaigns import effort_of, kept
 from certify.cli.inputs import device_named
 from certify.cli.streams import result, say

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import fraction, radius, seconds, seed
-from certify.cli.bench import count
+from certify.cli.arguments import count, fraction, radius, seconds, seed
 from certify.cli.campaigns import kept
 from certify.cli.inputs import about
 from certify.cli.streams import say

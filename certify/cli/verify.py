@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_computation, seconds, seed, workers
+from certify.cli.arguments import add_computation, count, seconds, seed, whole, workers
 from certify.cli.inputs import about, read_model
+from certify.cli.regions import add_region, region_file, region_of
 from certify.cli.streams import check_target, result, say, write_file
-from certify.core.errors import EXIT_HOLDS, EXIT_UNDECIDED, EXIT_VIOLATED, CannotWrite
+from certify.core.errors import (
+    EXIT_HOLDS,
+    EXIT_UNDECIDED,
+    EXIT_VIOLATED,
+    CannotWrite,
+    UsageError,
+)
+from certify.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
     from certify.core.certificate import Certificate
@@ -19,13 +28,21 @@ def add(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "verify", help="decide a specification",
-        description="Print unsat (holds), sat (violated, with an assignment), unknown or timeout.")
+        description="Print unsat (holds), sat (violated, with an assignment), unknown or timeout.",
+        epilog="Without a SPEC: certify verify MODEL --input x.npy --eps 8/255 --label 7, or "
+        "--region FILE --label 7.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, plain or gzip")
-    parser.add_argument("spec", metavar="SPEC", help="a VNN-LIB 1.0 file, plain or gzip")
+    parser.add_argument("spec", metavar="SPEC", nargs="?",
+                        help="a VNN-LIB 1.0 file, plain or gzip")
+    parser.add_argument("--label", type=whole, metavar="K",
+                        help="instead of a SPEC: the class that every input must have")
+    parser.add_argument("--top", type=count, metavar="N",
+                        help="the class must be among the N likeliest (default: 1)")
+    add_region(parser)
     parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S",
                         help="seconds for everything, loading included (default: 60)")
-    parser.add_argument("--method", choices=("auto", "ibp", "crown-ibp", "crown", "alpha"),
-                        default="auto", help="default: auto, cheapest first")
+    parser.add_argument("--method", choices=METHOD_NAMES, default="auto",
+                        help="default: auto, cheapest first")
     parser.add_argument("--semantics", choices=("real", "float32"), default="real",
                         help="the arithmetic the answer speaks of (default: real)")
     parser.add_argument("--no-attack", action="store_true", help="do not look for counterexamples")
@@ -58,6 +75,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _decide(options: argparse.Namespace) -> Certificate:
+    if (options.spec is None) == (options.label is None):
+        raise UsageError("say what to decide: either SPEC, or --label K")
+    settings: dict[str, Any] = {} if options.memory is None else {"memory": options.memory}
+    if options.verbose:
+        settings["progress"] = say
+    if options.explain:
+        settings["explain"] = say
+    settings |= {"method": options.method, "semantics": options.semantics, "seed": options.seed,
+                 "attack": not options.no_attack, "device": options.device,
+                 "workers": options.workers}
+    if options.label is not None:
+        return _about_label(options, settings)
+    _refuse_region(options)
     from certify.importers.vnnlib import read_vnnlib
 
     with about(options.spec):
@@ -65,16 +95,28 @@ def _decide(options: argparse.Namespace) -> Certificate:
     network = read_model(options.model)
     from certify.verify import verify_query
 
-    settings: dict[str, Any] = {} if options.memory is None else {"memory": options.memory}
-    if options.verbose:
-        settings["progress"] = say
-    if options.explain:
-        settings["explain"] = say
     with about(options.model, options.spec):
         return verify_query(
-            network, query, options.timeout, started=options.started, method=options.method,
-            semantics=options.semantics, attack=not options.no_attack, seed=options.seed,
-            device=options.device, workers=options.workers, **settings)
+            network, query, options.timeout, started=options.started, **settings)
+
+
+def _refuse_region(options: argparse.Namespace) -> None:
+    for name in ("region", "input", "eps", "clip", "top"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"a SPEC says where inputs may lie; leave out --{name}")
+
+
+def _about_label(options: argparse.Namespace, settings: dict[str, Any]) -> Certificate:
+    region = region_of(options)
+    network = read_model(options.model)
+    from certify.core.spec import Spec
+    from certify.verify import verify
+
+    with about(options.model, region_file(options)):
+        classes = math.prod(network.output_shape)
+        spec = Spec.classify(options.label, classes) if options.top in (None, 1) else \
+            Spec.top_k(options.label, options.top, classes)
+        return verify(network, region, spec, options.timeout, **settings)
 
 
 def _answer(certificate: Certificate) -> str:

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certify.cli.arguments import add_verbosity, radius
-from certify.cli.bench import count
+from certify.cli.arguments import add_verbosity, count, radius
 from certify.cli.eval import add_source
 from certify.cli.inputs import about
 from certify.cli.streams import result, say
