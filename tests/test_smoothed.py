@@ -223,6 +223,45 @@ def test_first_order_in_a_subspace() -> None:
         certify.smooth(HalfSpace(W).eval(), sigma=0.5, subspace=part)
 
 
+def test_first_order_in_a_band_of_frequencies() -> None:
+    """A half-space along one wave: nothing in other bands can change the answer."""
+    wave = subspace.frequencies((1, 4, 4), 3, 4).basis[:, 0]
+    model = HalfSpace(torch.tensor(wave).float()).eval()
+    x = INPUTS[:1] * 0 + torch.tensor(0.4 * wave).float().reshape(1, 1, 4, 4)
+    radii = {}
+    for low, high in ((0, 2), (3, 4)):
+        part = subspace.frequencies((1, 4, 4), low, high)
+        [made] = certify.smooth(model, sigma=0.5, n=20_000, method="first-order",
+                                subspace=part).certify(x)
+        assert certify.check(made)
+        radii[low] = made.radius
+        [case] = made.claim.cases
+        points = case.region.sample(50).double().numpy().reshape(-1, 16) - x.numpy().reshape(16)
+        outside = points - points @ part.basis @ part.basis.T
+        assert np.abs(outside).max() < 1e-7 and np.linalg.norm(points, axis=1).max() <= made.radius
+        for axes in (1.01 * case.region.axes, case.region.axes[..., ::-1, :] + 0.1):
+            larger_or_turned = certify.Ellipsoid(case.region.center, axes).batched((1, 4, 4))
+            assert not certify.check(about(made, larger_or_turned))
+    assert radii[0] > 1.3 * radii[3] and radii[3] <= 0.4 + 1e-6
+
+
+def about(made: certify.Certificate, region: certify.core.region.Region) -> certify.Certificate:
+    """The same certificate with its claim about another region."""
+    [case] = made.claim.cases
+    cases = (dataclasses.replace(case, region=region),)
+    return dataclasses.replace(made, claim=dataclasses.replace(made.claim, cases=cases))
+
+
+def test_another_part_than_that_of_the_votes_is_rejected() -> None:
+    part, other = (subspace.patch((1, 4, 4), row, 0, 1, 4) for row in (3, 2))
+    [made] = certify.smooth(HalfSpace(W).eval(), sigma=0.5, n=20_000, method="first-order",
+                            subspace=part).certify(INPUTS[:1])
+    [case] = made.claim.cases
+    for region in (other.around(INPUTS[0].numpy(), made.radius),
+                   certify.L2(case.region.center, made.radius).batched(case.region.shape)):
+        assert not certify.check(about(made, region))
+
+
 @pytest.mark.parametrize(("model", "norm"), [
     (noise.Uniform(0.5), "1"), (noise.Uniform(0.5), "inf"), (noise.Laplace(0.3), "1"),
 ])

@@ -13,7 +13,7 @@ from certify.core.errors import BadInput
 from certify.smoothing.confidence import clopper_pearson
 from certify.smoothing.denoise import DenoisedClassifier, DiffusionSchedule, NoiseAware
 from certify.smoothing.noise import Gaussian
-from certify.smoothing.subspace import channel, patch
+from certify.smoothing.subspace import channel, frequencies, named, patch
 from certify.smoothing.transfer import disagreement, transferred, transferred_radius
 
 W = torch.zeros(16).index_fill(0, torch.arange(4), 0.5)
@@ -103,6 +103,26 @@ def test_subspaces_are_parts_of_the_image() -> None:
     part = patch((3, 4, 4), 1, 2, 2, 2)
     assert part.mask.sum() == 12 and part.mask[:, 1:3, 2:].all()
     for bad in (lambda: channel((3, 4, 4), 3), lambda: patch((3, 4, 4), 3, 3, 2, 1),
-                lambda: patch((3, 4, 4), 0, 0, 0, 1)):
+                lambda: patch((3, 4, 4), 0, 0, 0, 1), lambda: frequencies((3, 4, 4), 2, 2),
+                lambda: frequencies((3, 4, 4), 0, 5), lambda: named("patch", (3, 4, 4))):
         with pytest.raises(BadInput):
             bad()
+
+
+def test_bands_of_frequencies_split_an_image() -> None:
+    from scipy.fft import dctn
+
+    shape = (2, 4, 6)
+    v = np.random.default_rng(0).normal(size=48)
+    bands = [frequencies(shape, i, i + 1) for i in range(6)]
+    parts = [band.project(v) for band in bands]
+    np.testing.assert_allclose(sum(parts), v, atol=1e-13)
+    assert sum(band.basis.shape[1] for band in bands) == 48
+    for i, (band, part) in enumerate(zip(bands, parts, strict=True)):
+        np.testing.assert_allclose(band.project(part), part, atol=1e-13)
+        waves = dctn(part.reshape(shape), axes=(1, 2), norm="ortho")
+        there = np.maximum(*np.indices(shape[1:])) == i
+        assert np.abs(waves[:, ~there]).max(initial=0.0) < 1e-13
+        again = named(band.name, shape)
+        assert np.array_equal(again.basis, band.basis)
+    np.testing.assert_allclose(frequencies(shape, 1, 3).project(v), parts[1] + parts[2], atol=1e-13)

@@ -165,10 +165,11 @@ class Ellipsoid(Region):
 
     Attributes:
         center: the input(s).
-        axes: invertible, ``(n, n)`` or ``(B, n, n)``; its columns are half-axes.
+        axes: ``(n, k)`` or ``(B, n, k)`` with k <= n; its independent columns are half-axes. Fewer
+            than n make it flat.
 
     Raises:
-        BadInput: NaN or infinity, or axes that are not square or (nearly) dependent.
+        BadInput: NaN or infinity, or axes that are too many or (nearly) dependent.
     """
 
     center: Array
@@ -180,18 +181,20 @@ class Ellipsoid(Region):
         center, axes = unify(self.center, self.axes)
         require_finite("Ellipsoid: center", center)
         require_finite("Ellipsoid: axes", axes)
-        if axes.ndim not in (2, 3) or axes.shape[-1] != axes.shape[-2]:
-            raise BadInput(f"Ellipsoid: axes of shape {tuple(axes.shape)}; give (n, n)")
+        if axes.ndim not in (2, 3) or not 0 < axes.shape[-1] <= axes.shape[-2]:
+            raise BadInput(f"Ellipsoid: axes of shape {tuple(axes.shape)}; give (n, n), or (n, k) "
+                           "with fewer columns")
         self._set(center=center, axes=axes)
 
     @classmethod
     def examples(cls) -> tuple[Region, ...]:
-        """Stretched and turned; one per example; a ball."""
+        """Stretched and turned; one per example; a ball; a disc."""
         rng = np.random.default_rng(1)
         return (
             Ellipsoid(np.zeros((2, 2)), np.diag([1.0, 0.1, 3.0, 1.0]) + 0.1).batched((2, 2)),
             Ellipsoid(rng.normal(size=(2, 3)), rng.normal(size=(2, 3, 3))).batched((3,)),
             Ellipsoid(np.ones((1, 4)), 0.5 * np.eye(4)).batched((1, 4)),
+            Ellipsoid(rng.normal(size=(2, 5)), rng.normal(size=(5, 2))).batched((5,)),
         )
 
     def batched(self, shape: Shape) -> Self:
@@ -204,7 +207,7 @@ class Ellipsoid(Region):
         n = int(np.prod(shape))
         center = fit(self.center, shape, "Ellipsoid")
         axes = self.axes.reshape(-1, *self.axes.shape[-2:])
-        if axes.shape[-1] != n or len(axes) not in (1, len(center)):
+        if axes.shape[-2] != n or len(axes) not in (1, len(center)):
             raise BadInput(f"Ellipsoid: axes of shape {tuple(self.axes.shape)} do not fit "
                            f"{len(center)} inputs of {n} elements")
         plain = axes.detach().cpu().numpy() if is_tensor(axes) else axes
@@ -261,33 +264,47 @@ class Ellipsoid(Region):
         return found.reshape(*found.shape[:2], *self._shape())
 
     def _coordinates(self, x: Tensor) -> Tensor:
-        """Coordinates u of points ``(B, N, n)``."""
+        """Coordinates u of points ``(B, N, n)``; of the nearest ones in its plane."""
         import torch
 
         center, axes = self._parts(x)
-        found: Tensor = torch.linalg.solve(axes, (x - center.unsqueeze(1)).mT).mT
-        return found
+        away = (x - center.unsqueeze(1)).mT
+        square = axes.shape[-1] == axes.shape[-2]
+        found: Tensor = torch.linalg.solve(axes, away) if square else \
+            torch.linalg.pinv(axes) @ away
+        return found.mT
 
     def project(self, x: Tensor) -> Tensor:
-        """Along the line to the centre."""
+        """Into its plane if it is flat, then along the line to the centre."""
         import torch
 
         center, axes = self._parts(x)
         flat = x.reshape(*x.shape[:2], -1)
-        length = torch.linalg.vector_norm(self._coordinates(flat), dim=-1, keepdim=True)
+        u = self._coordinates(flat)
+        length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
         share = torch.where(length > 1, (1 - 2.0**-20) / length.clamp(min=1e-30), 1.0)
-        found = center.unsqueeze(1) + share * (flat - center.unsqueeze(1))
-        return found.reshape(x.shape)
+        square = axes.shape[-1] == axes.shape[-2]
+        away = flat - center.unsqueeze(1) if square else u @ axes.mT
+        return (center.unsqueeze(1) + share * away).reshape(x.shape)
 
     def contains(self, x: Any, slack: float = 0.0) -> Array:
-        """Up to the rounding of a linear solve; a point within that of the border is outside."""
+        """Up to the rounding of a linear solve; a point within that of the border is outside.
+
+        Without slack, a point that floats put beside the plane of a flat one is outside too.
+        """
         import torch
 
         point, _ = self._points(x)
         tensor = torch.as_tensor(point)
-        length = torch.linalg.vector_norm(
-            self._coordinates(tensor.reshape(*tensor.shape[:2], -1)), dim=-1)
+        flat = tensor.reshape(*tensor.shape[:2], -1)
+        center, axes = self._parts(flat)
+        u = self._coordinates(flat)
+        length = torch.linalg.vector_norm(u, dim=-1)
         found = length <= 1 - 1e-9 + 2 * slack + (1e-9 if slack else 0.0)
+        if axes.shape[-1] < axes.shape[-2]:
+            near = center.unsqueeze(1) + u @ axes.mT
+            size = 1 + axes.abs().sum(-1).unsqueeze(1) + center.abs().unsqueeze(1)
+            found = found & ((flat - near).abs() <= 2 * slack * size).all(-1)
         answer: Array = found if is_tensor(x) else found.numpy()
         return answer
 

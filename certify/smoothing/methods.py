@@ -178,11 +178,11 @@ def first_order(budget: Budget, noise: Noise, size: int) -> Plan:
     if first.moment is None or second.moment is None:
         raise AssertionError("the sampler was asked for moments")
     x, y = first.moment / half, second.moment / half
-    sums, settings = statistics(x, y), {}
+    sums, settings = statistics(x, y), dict[str, Any]()
     if budget.subspace is not None:
         px, py = budget.subspace.project(x), budget.subspace.project(y)
         sums |= {f"{k}_part": v for k, v in statistics(px, py).items() if k in ("dot", "second")}
-        settings["subspace"] = budget.subspace.name
+        settings |= budget.subspace.facts()
     found = _votes(
         "first-order",
         budget,
