@@ -28,6 +28,7 @@ from certify.search.pieces import METHOD as PIECES
 from certify.search.pieces import prove_pieces
 from certify.search.problem import Findings
 from certify.search.strategy import free_inputs
+from certify.search.substitutions import can_list
 from certify.search.target import Target
 from certify.settings import Options
 
@@ -146,6 +147,10 @@ def _stages(run: Climb) -> Iterator[None]:
         run.attack(AttackSettings(rounds=0), 0.2 * options.timeout, _LOOKED_AT_FIRST)
         yield
     claimable = not unguaranteed_here(run)
+    if claimable and options.method == "auto" and all(can_list(t.region) for t in run.open):
+        run.search()  # looks at every member
+        yield
+        return
     if claimable and options.method != "auto":
         run.bound(options.method)
         yield

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from certify.core.certificate import Verdict
-from certify.core.region import Region
+from certify.core.region import Region, Substitutions
 from certify.search.boxes import Frame
 from certify.search.milp import solve_milp, suits
 from certify.search.problem import Findings, Problem
@@ -23,7 +23,7 @@ class Choice:
     """One search to run.
 
     Attributes:
-        name: ``"input"``, ``"neuron"`` or ``"milp"``.
+        name: ``"input"``, ``"neuron"``, ``"milp"`` or ``"substitutions"``.
         share: of the time left that it may take.
         why: in words.
     """
@@ -35,6 +35,8 @@ class Choice:
 
 def choose(problem: Problem) -> list[Choice]:
     """The searches to run one after the other, the last with all the time that is left."""
+    if isinstance(problem.region, Substitutions):
+        return [Choice("substitutions", 1.0, "positions are settled one after the other")]
     free = free_inputs(problem.region)
     if free is None:
         return [Choice("neuron", 1.0, "the region is no box, so its neurons are split")]
@@ -74,7 +76,8 @@ def search(problem: Problem, explain: Callable[[str], None]) -> Findings:
     return best
 
 
-_SEARCHES = {"input": "input splits", "neuron": "neuron splits", "milp": "linear programs"}
+_SEARCHES = {"input": "input splits", "neuron": "neuron splits", "milp": "linear programs",
+             "substitutions": "splits of positions"}
 
 
 def _run(name: str, problem: Problem) -> Findings:
@@ -84,6 +87,10 @@ def _run(name: str, problem: Problem) -> Findings:
         from certify.search.input_split import split_inputs
 
         return split_inputs(problem)
+    if name == "substitutions":
+        from certify.search.substitutions import split_substitutions
+
+        return split_substitutions(problem)
     from certify.search.neuron_split.engine import split_neurons
 
     return split_neurons(problem)
