@@ -104,8 +104,9 @@ def test_a_value_worked_out_by_hand() -> None:
         assert float(bound(graph, region, "sdp").upper) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_float32_semantics_hold_for_a_float32_run() -> None:
-    graph, net = network("leaky", 4)
+@pytest.mark.parametrize("act", ["relu", "leaky"])
+def test_float32_semantics_hold_for_a_float32_run(act: str) -> None:
+    graph, net = network(act, 4)
     region = REGIONS[0]
     state, rows = state_of(graph, region, Semantics.FLOAT32)
     found = semidefinite_multipliers(state, rows)
@@ -115,6 +116,27 @@ def test_float32_semantics_hold_for_a_float32_run() -> None:
         values = net.float()(points).reshape(-1, 2).double()
     reached = (values @ next(iter(rows.values())).reshape(5, 2).T).amin(0)
     assert bool((best <= reached).all())
+
+
+def test_boxes_far_narrower_than_where_they_lie() -> None:
+    """The middle of a box is rounded; nothing of the box may get lost."""
+    net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(),
+                              torch.nn.Linear(2, 1)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        net[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        net[2].bias.zero_()
+    for width in (2.0**-52, 3 * 2.0**-52, 2.0**-40, 2.0**-20):
+        with torch.no_grad():
+            middle = 1.0 + width / 3
+            net[0].bias.copy_(torch.tensor([-middle, middle]))  # both are unstable
+        graph = certify.from_torch(net, torch.zeros(1, 1).double())
+        region = certify.Box(np.array([[1.0]]), np.array([[1.0 + width]]))
+        with torch.no_grad():
+            found = bound(graph, region.batched((1, 1)), "sdp")
+            ends = net(torch.tensor([[1.0], [1.0 + width]]).double()).flatten()
+        assert float(found.lower) <= float(ends.min())
+        assert float(found.upper) >= float(ends.max())
 
 
 def test_large_networks_are_refused_and_say_what_to_use() -> None:

@@ -17,9 +17,9 @@ BATCH, RATE, CLIP = 128, 1e-3, 10.0
 DROPS = (0.7, 0.9)  # shares of the run after which the rate falls to a fifth
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ibp": {"epochs": {0.1: 10, 0.3: 16}, "options": {}},
+    "ibp": {"epochs": {0.1: 10, 0.3: 40}, "options": {}},
     "crown-ibp": {"epochs": 5, "options": {"beta": 0.5}},
-    "mtl-ibp": {"epochs": 7, "options": {"coefficient": {0.1: 0.3, 0.3: 0.7}}},
+    "mtl-ibp": {"epochs": 24, "options": {"coefficient": {0.1: 0.3, 0.3: 0.7}}},
     "sabr": {"epochs": 6, "options": {"small_box": {0.1: 0.6, 0.3: 0.8}, "attack": (1, 2.0)}},
 }
 """Epochs, and what the method is told; a dictionary holds one value per radius."""

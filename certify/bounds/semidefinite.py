@@ -150,13 +150,14 @@ class _Problem:
         lines = self._halves_lines(step) or [
             (a, c, np.full(len(a), sign)) for a, c, sign in
             lines_of(self._state, step, self._example)]
+        bent = self._bent(step)
         for a, c, sign in lines:
             slope, away = a[:, None] * z, c[:, None] * one
             known = free & np.isfinite(c)[:, None]
             left = np.where(known, sign[:, None] * (y - slope - away), 0.0)
             size = np.where(known, y + np.abs(a)[:, None] * z_size + np.abs(away), 0.0)
             yield _Products(step.index, left, one, (size, one),
-                            stray=known[:, 0] * np.abs(a) * error)
+                            stray=known[:, 0] * (np.abs(a) * error + bent))
         if halves is None:
             return
         (p, q), (tall, wide) = (np.abs(h) for h in halves), (
@@ -188,6 +189,15 @@ class _Problem:
         size = math.prod(step.site.shape)
         left, right = (h.expand(step.site.shape).reshape(size).cpu().numpy() for h in found)
         return left, right
+
+    def _bent(self, step: Step) -> np.ndarray | float:
+        """How far a deployed network may stray from the function."""
+        error = self._state.errors.get(step.index)
+        if error is None:
+            return 0.0
+        found: np.ndarray = error[min(self._example, len(error) - 1)].expand(
+            step.site.shape).reshape(-1).double().cpu().numpy()
+        return found
 
     def _halves_lines(self, step: Step) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
         """Both halves, and the chord on the other side."""
@@ -256,8 +266,9 @@ class _Problem:
         return math.nextafter(found, -math.inf) if math.isfinite(found) else -math.inf
 
     def scaled(self) -> np.ndarray:
-        """``v`` from numbers between -1 and 1."""
-        found = np.diag(np.concatenate([[1.0], 0.5 * (self.high - self.low)]))
+        """``v`` from numbers between -1 and 1; all of the box, whatever rounding does."""
+        reach = 0.5 * (self.high - self.low) + 2.0**-50 * np.abs(self._most()[1:]) + 2.0**-500
+        found = np.diag(np.concatenate([[1.0], reach]))
         found[1:, 0] = 0.5 * (self.low + self.high)
         return found
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from certify.bounds.crown import State, pull_to_nonlinear
 from certify.bounds.dual import Form, crown_multipliers
 from certify.bounds.program import Step
+from certify.bounds.rounding import summing_slack
 from certify.bounds.rows import dense
 from certify.core.errors import LimitExceeded
 from certify.ops.families import Lines
@@ -171,7 +172,9 @@ def affine_rows(state: State, rows: Mapping[int, Tensor], example: int,
         flat = whole[min(example, len(whole) - 1)].reshape(count, -1).double().cpu().numpy()
         found[:, starts[index]:starts[index] + flat.shape[1]] += flat
     at = min(example, len(sweep.bias) - 1)
-    error = np.zeros(count) if sweep.error is None else sweep.error[at].double().cpu().numpy()
+    error = np.zeros(count)
+    if sweep.error is not None:
+        error = (sweep.error[at].double() * summing_slack(state.program)).cpu().numpy()
     return found, sweep.bias[at].double().cpu().numpy(), error
 
 
