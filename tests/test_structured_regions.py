@@ -14,7 +14,16 @@ from scipy.optimize import linprog
 import certify
 from certify.bounds.evaluate import evaluate
 from certify.core.errors import BadInput, LimitExceeded
-from certify.core.region import L2, Box, Ellipsoid, Polytope, Substitutions, UnionOfBoxes
+from certify.core.region import (
+    L2,
+    REGIONS,
+    Box,
+    Ellipsoid,
+    Polytope,
+    Region,
+    Substitutions,
+    UnionOfBoxes,
+)
 from certify.core.region_substitutions import every_member
 
 wild = st.builds(lambda m, e: m * 2.0**e, st.floats(-1, 1), st.integers(-40, 40))
@@ -142,3 +151,21 @@ def test_verify_proves_over_every_kind_and_its_certificate_is_checked(region) ->
     proof = certify.verify(graph, region, below, timeout=20)
     assert proof.verdict is certify.Verdict.HOLDS
     assert certify.check(proof, graph)
+
+
+@pytest.mark.parametrize("region", [
+    r for kind in REGIONS.values() for r in kind.examples() if r.parts_of_affine() is not None],
+    ids=lambda r: type(r).__name__)
+def test_images_of_parts_tell_the_range_of_affine_functions(region: Region) -> None:
+    """As backward passes for every row do, at the price of forward passes."""
+    A = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 30, *region.shape)))
+    lower, upper = (torch.as_tensor(side) for side in region.parts_of_affine())
+    rows, low, high = (t.flatten(-len(region.shape)) for t in (A[0], lower, upper))
+    plus, minus = rows.clamp(min=0), rows.clamp(max=0)
+    least, most = low @ plus.mT + high @ minus.mT, high @ plus.mT + low @ minus.mT
+    found = region.affine_range(least, most)
+    torch.testing.assert_close(found[0], region.minimum(A), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[1], -region.minimum(-A), rtol=1e-12, atol=1e-12)
+    points = region.sample(200).double().flatten(2) @ rows.mT
+    assert bool((points >= found[0].unsqueeze(1) - 1e-12).all())
+    assert bool((points <= found[1].unsqueeze(1) + 1e-12).all())

@@ -27,6 +27,7 @@ from certify.bounds.threads import threads_for
 from certify.core.region import Product, Region
 from certify.core.region_box import BoxShaped
 from certify.core.semantics import Semantics
+from certify.ops import directed
 from certify.ops.record import Interval, Relaxation
 
 if TYPE_CHECKING:
@@ -151,14 +152,16 @@ def tighten(
         if error is not None:
             state.errors[index] = error
         state.exact.append(_exactness(step, state.exact))
+        loose = index in wanted and state.exact[index] == 2 and _first_layer(program, region, index)
+        if loose and _from_parts(state, index):
+            continue
         if plan.recipe is not None:
             for unit in plan.recipe.get(index, ()):
                 _apply(state, index, unit)
-        elif index in wanted and state.exact[index] == 2:
-            if _first_layer(program, region, index):
-                _apply_all(state, index)
-            elif plan.refine:
-                _refine(state, index, plan.alpha)
+        elif loose:
+            _apply_all(state, index)
+        elif index in wanted and state.exact[index] == 2 and plan.refine:
+            _refine(state, index, plan.alpha)
     return state
 
 
@@ -171,6 +174,54 @@ def _first_layer(program: Program, region: Region, index: int) -> bool:
     parts = region.parts if isinstance(region, Product) else (region,)
     steps = (program.steps[i] for i in program.ancestors[index])
     return any(p.loose_hull for p in parts) and all(s is None or s.affine for s in steps)
+
+
+def _from_parts(state: State, index: int) -> bool:
+    """Bound a step that is affine in the input by the values of few boxes, if the region is made
+    of such (and nothing but exact arithmetic is wanted: what a deployed network rounds does not
+    add up)."""
+    region, program = state.region, state.program
+    if state.semantics is Semantics.FLOAT32:
+        return False
+    parts = region.parts_of_affine()
+    if parts is None:
+        return False
+    lower, upper = (to_tensor(side).to(program.device) for side in parts)
+    B, M = lower.shape[:2]
+    size = max(math.prod(program.shape(i)) for i in program.ancestors[index])
+    at_once = max(1, state.limits.memory // (64 * size))
+    values = []
+    for first in range(0, B * M, at_once):
+        here = slice(first, first + at_once)
+        values.append(_images(state, index, *(
+            side.reshape(B * M, *lower.shape[2:])[here] for side in (lower, upper))))
+    low, high = (torch.cat(side).reshape(B, M, -1).double() for side in zip(*values, strict=True))
+    ends = region.affine_range(low, high)
+    if state.semantics.rigorous:
+        low, high = (turn(end, program.dtype) for turn, end in zip(
+            (directed.round_down, directed.round_up), ends, strict=True))
+    else:
+        low, high = (end.to(program.dtype) for end in ends)
+    shape = (B, *program.shape(index))
+    found = Interval(low.reshape(shape), high.reshape(shape))
+    state.bounds[index] = intersect(state.box(index), found)
+    return True
+
+
+def _images(state: State, index: int, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Intervals of a step over boxes of the only model input, ``(N, n)`` each."""
+    program = state.program
+    bounds: list[Interval | None] = [None] * len(program.steps)
+    (source,) = program.inputs
+    bounds[source] = Interval(_to(program, lower, -torch.inf), _to(program, upper, torch.inf))
+    for i in sorted(program.ancestors[index] - {source}):
+        step = program.steps[i]
+        if step is not None:
+            bounds[i] = interval_step(step, bounds, state.semantics)[0]
+    found = bounds[index]
+    if found is None:
+        raise TypeError(f"step {index} has no bounds")
+    return per_example(found.lower), per_example(found.upper)
 
 
 def row_bounds(

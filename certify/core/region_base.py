@@ -96,6 +96,19 @@ class Region(ABC):
             slack: relative enlargement of the region that is still accepted.
         """
 
+    def parts_of_affine(self) -> tuple[Array, Array] | None:
+        """Boxes ``(lower, upper)``, ``(B, M, *shape)`` each, whose images under an affine function
+        tell the range of the whole, see `affine_range`; None: there are no such boxes."""
+        return None
+
+    def affine_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Range ``(B, n)`` of an affine function over the region.
+
+        Args:
+            lower, upper: of its values over `parts_of_affine`, ``(B, M, n)``, float64.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     # -- what they share ----------------------------------------------------------------------
 
     @property

@@ -129,6 +129,44 @@ class Substitutions(Region):
         rank = gains.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
         return rank < budget.reshape(-1, 1, 1)
 
+    def parts_of_affine(self) -> tuple[Array, Array]:
+        """The centre, and every single substitution."""
+        center, candidates = widened(self.center), widened(self.candidates)
+        B, L, C, d = candidates.shape
+        if is_tensor(center):
+            single = center.reshape(B, 1, 1, L, d).expand(B, L, C, L, d).clone()
+        else:
+            single = np.broadcast_to(center.reshape(B, 1, 1, L, d), (B, L, C, L, d)).copy()
+        at = list(range(L))
+        single[:, at, :, at] = candidates.swapaxes(0, 1)
+        flat = single.reshape(B, L * C, *self._shape())
+        whole = center.reshape(B, 1, *self._shape())
+        if not is_tensor(center):
+            points = np.concatenate([whole, flat], 1)
+            return points, points
+        import torch
+
+        joined = torch.cat([whole, flat], 1)
+        return joined, joined
+
+    def affine_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The centre's value, and the ``budget`` positions that change it most: what positions add
+        is added up."""
+        import torch
+
+        B, L, C, _ = self.candidates.shape
+        budget = to_tensor(self.budget, lower.dtype, lower.device).reshape(-1, 1, 1)
+        most = min(int(budget.max()), L)
+        rank = torch.arange(most, device=lower.device).reshape(1, -1, 1)
+        found = []
+        for sign, near, far in ((1, lower, upper), (-1, -upper, -lower)):
+            change = (near[:, 1:] - far[:, :1]).reshape(B, L, C, -1).amin(2).clamp(max=0)
+            few = torch.where(rank < budget, change.topk(most, 1, largest=False).values, 0.0)
+            size = near[:, 0].abs() + far[:, 0].abs() + few.abs().sum(1)
+            total = near[:, 0] + few.sum(1) - 2.0**-52 * (most + 8) * size
+            found.append(sign * total)
+        return found[0], found[1]
+
     def minimum(self, A: Tensor, rigorous: bool = False) -> Tensor:
         """Exact: the centre's value and the best gains the budget allows."""
         import torch

@@ -91,6 +91,14 @@ class UnionOfBoxes(Region):
             return lower.amin(1), upper.amax(1)
         return lower.min(1), upper.max(1)
 
+    def parts_of_affine(self) -> tuple[Array, Array]:
+        """The boxes."""
+        return widened(self.lower), widened(self.upper)
+
+    def affine_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Region.affine_range`."""
+        return lower.amin(1), upper.amax(1)
+
     def _boxes(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Middle and radius of every box, ``(B, M, n)``."""
 

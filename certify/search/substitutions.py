@@ -23,7 +23,8 @@ from certify.search.problem import Findings, Problem
 
 _AT_ONCE = 64
 _POINTS_AT_ONCE = 512
-_FEW = 8192  # sequences of a sub-problem that are tried one by one
+_FEW = 16384  # sequences of a sub-problem that are tried one by one
+_COUNTED = 4  # substitutions, where members are counted
 
 
 @dataclass
@@ -185,9 +186,15 @@ def can_list(region: Region) -> bool:
 
 
 def _count(region: Substitutions, chosen: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """At least the members of sub-problems, ``(N,)``, where they are few."""
-    options = ((chosen == -1) * _real(region).sum(1)).sum(1).astype(np.float64)
-    found: np.ndarray = np.where(budget == 0, 1.0, 1 + options ** np.minimum(budget, 3))
+    """Members of sub-problems, ``(N,)``; for larger budgets than `_COUNTED`, no fewer."""
+    options = ((chosen == -1) * _real(region).sum(1)).astype(np.float64)
+    ways = np.zeros((len(chosen), _COUNTED + 1))  # by number of substitutions
+    ways[:, 0] = 1.0
+    for column in options.T:
+        ways[:, 1:] += ways[:, :-1] * column[:, None]
+    allowed = np.arange(_COUNTED + 1) <= np.asarray(budget)[:, None]
+    found: np.ndarray = np.where(np.asarray(budget) <= _COUNTED, (ways * allowed).sum(1),
+                                 np.exp(np.minimum(np.log1p(options).sum(1), 700.0)))
     return found
 
 
