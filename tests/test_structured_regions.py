@@ -159,7 +159,7 @@ def test_verify_proves_over_every_kind_and_its_certificate_is_checked(region) ->
 def test_images_of_parts_tell_the_range_of_affine_functions(region: Region) -> None:
     """As backward passes for every row do, at the price of forward passes."""
     A = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 30, *region.shape)))
-    lower, upper = (torch.as_tensor(side) for side in region.parts_of_affine())
+    lower, upper = (torch.tensor(np.asarray(side)) for side in region.parts_of_affine())
     rows, low, high = (t.flatten(-len(region.shape)) for t in (A[0], lower, upper))
     plus, minus = rows.clamp(min=0), rows.clamp(max=0)
     least, most = low @ plus.mT + high @ minus.mT, high @ plus.mT + low @ minus.mT

@@ -7,11 +7,10 @@ per line, so that other programs can read it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from certify.cli.streams import result
-from certify.cli.table import columns
 
 if TYPE_CHECKING:
     from certify.ops.record import Composite, Op
@@ -53,17 +52,14 @@ def _methods() -> list[str]:
     from certify.bounds.methods import METHODS
 
     rows = [("auto", "cheapest first, until everything is decided")]
-    rows += [(method.name, method.summary) for method in METHODS.values()]
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:{width}}  {summary}" for name, summary in rows]
+    return _aligned(rows + [(method.name, method.summary) for method in METHODS.values()])
 
 
 def _smoothing_methods() -> list[str]:
     from certify.smoothing import levels  # noqa: F401  registers its method
     from certify.smoothing.methods import METHODS
 
-    width = max(map(len, METHODS))
-    return [f"{m.name:{width}}  {m.summary}" for m in METHODS.values()]
+    return _aligned([(m.name, m.summary) for m in METHODS.values()])
 
 
 def _noises() -> list[str]:
@@ -76,17 +72,31 @@ def _noises() -> list[str]:
             f"{', '.join(kind.norms)}" for name, kind in sorted(NOISES.items())]
 
 
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Words in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows]
+
+
 def _regions() -> list[str]:
+    import dataclasses
+
     from certify.core.region import REGIONS
 
-    return sorted(REGIONS)
+    rows = []
+    for name, kind in REGIONS.items():
+        fields = ", ".join(f.name for f in dataclasses.fields(kind) if f.name != "shape")
+        first, _, _ = (kind.__doc__ or "").partition("\n")
+        rows.append((name, fields, first.rstrip(".").replace("`", "")))
+    return _aligned(sorted(rows))
 
 
 def _outputs() -> list[str]:
     from certify.semantic.outputs import OUTPUTS
 
     rows = [(o.name, ", ".join(o.settings) or "-", o.summary) for o in OUTPUTS.values()]
-    return columns(rows).splitlines()
+    return _aligned(rows)
 
 
 def _transforms() -> list[str]:
@@ -94,7 +104,7 @@ def _transforms() -> list[str]:
     from certify.semantic.transforms import TRANSFORMS
 
     rows = [(t.name, t.unit, t.summary) for t in TRANSFORMS.values()]
-    return columns(sorted(rows)).splitlines()
+    return _aligned(sorted(rows))
 
 
 def _onnx() -> list[str]:
@@ -118,7 +128,7 @@ def _operators() -> list[str]:
     records: list[Op | Composite] = [*registry.ops.values(), *registry.composites.values()]
     rows = [("operator", "ONNX", "meaning")]
     rows += sorted((r.name, " ".join(r.onnx) or "-", r.summary) for r in records)
-    return columns(rows).splitlines()
+    return _aligned(rows)
 
 
 def _opsets() -> list[str]:
