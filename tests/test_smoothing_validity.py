@@ -136,7 +136,9 @@ def test_decisions(radius: float) -> None:
     assert wrong <= allowed(runs)
 
 
-@pytest.mark.parametrize(("rule", "runs"), [("split-dual", RUNS), ("split-dual-multi-class", 60)])
+@pytest.mark.parametrize(("rule", "runs"), [
+    ("split-dual", RUNS), ("split-dual-multi-class", 60),
+    pytest.param("split-dual-multi-class", RUNS, marks=pytest.mark.slow)])
 def test_two_branches(rule: str, runs: int) -> None:
     """Each a half-space of its own half; the mean of the answers is known along both."""
     random, wrong = np.random.default_rng(4), 0
@@ -146,6 +148,9 @@ def test_two_branches(rule: str, runs: int) -> None:
         counts = {f"{stage}-{side}": split(random, n, p)
                   for stage, n in (("selection", 9), ("estimation", 60))
                   for side, p in zip(SIDES, shares, strict=True)}
+        both = sum(counts[f"selection-{side}"] for side in SIDES)
+        for side in SIDES:  # all that matters of it: which class leads
+            counts[f"selection-{side}"] = np.eye(3, dtype=np.int64)[int(both.argmax())]
         label, radius = read(rule, Gaussian(1.0), counts)
         wrong += label >= 0 and (label != 0 or radius > truth)
     assert wrong <= allowed(runs)
@@ -168,10 +173,10 @@ def test_variance_dual() -> None:
 @pytest.mark.parametrize("truth", [0.0, 0.2, 0.39])
 def test_gradient_lengths_hold(truth: float) -> None:
     """Of a half-space and a slab in 24 dimensions, from samples of the noise itself."""
-    random, size, m, runs, delta = np.random.default_rng(6), 24, 200, 800, 0.02
+    random, size, m, delta = np.random.default_rng(6), 24, 200, 0.02
     shift = 0.0 if truth == 0 else math.sqrt(-2 * math.log(truth * math.sqrt(2 * math.pi)))
     outside = [0, 0]
-    for _ in range(runs):
+    for _ in range(RUNS):
         means = []
         for _ in range(2):
             e = random.standard_normal((m, size))
@@ -181,7 +186,7 @@ def test_gradient_lengths_hold(truth: float) -> None:
         found = lengths(float(x @ y), float(np.linalg.norm(y)), m, delta)
         outside[0] += found.high < truth - 1e-12
         outside[1] += found.low > truth + 1e-12
-    assert max(outside) <= allowed(runs, 2 * delta)
+    assert max(outside) <= allowed(RUNS, 2 * delta)
     assert reach(10**6, delta) < reach(m, delta)
 
 
