@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from certify.bounds import evaluate
+from certify.bounds.ball import in_l2_ball
 from certify.bounds.budget import Limits, OutOfTime
 from certify.bounds.crown import Plan, input_boxes, tighten
 from certify.bounds.decide import Means
@@ -178,6 +179,9 @@ def _bound_stages(run: Climb) -> Iterator[None]:
     if any((free_inputs(target.region) or np.inf) > _SPLIT_AT_ONCE for target in run.open):
         run.means = replace(run.means, alpha=run.affordable_alpha())
         run.bound("alpha")
+        yield
+    if run.means.semantics is Semantics.REAL and any(in_l2_ball(t.region) for t in run.open):
+        run.bound("sdp-crown")
         yield
 
 

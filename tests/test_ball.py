@@ -144,3 +144,6 @@ def test_wide_networks_get_tighter_bounds_and_check_agrees(act) -> None:
     assert found.verdict is certify.Verdict.HOLDS and certify.check(found, graph)
     assert certify.verify(graph, region, spec, method="crown",
                           attack=False).verdict is certify.Verdict.UNKNOWN
+    climbed = certify.verify(graph, region, spec, attack=False)
+    assert climbed.verdict is certify.Verdict.HOLDS
+    assert climbed.provenance.method == "sdp-crown" and certify.check(climbed, graph)

@@ -54,18 +54,26 @@ def balls(state: State) -> dict[int, Ball]:
 
     None unless a model input lies in an L2 ball, and none for float32 semantics.
     """
-    parts = state.region.parts if isinstance(state.region, Product) else (state.region,)
-    if state.semantics is Semantics.FLOAT32 or not any(isinstance(p, L2) for p in parts):
+    if state.semantics is Semantics.FLOAT32 or not in_l2_ball(state.region):
         return {}
     with torch.no_grad():
-        return _Walk(state, tuple(parts)).run()
+        return _Walk(state).run()
+
+
+def in_l2_ball(region: Region) -> bool:
+    """Whether a model input lies in an L2 ball."""
+    return any(isinstance(part, L2) for part in _parts(region))
+
+
+def _parts(region: Region) -> tuple[Region, ...]:
+    return tuple(region.parts) if isinstance(region, Product) else (region,)
 
 
 class _Walk:
     """Centres and radii, step by step."""
 
-    def __init__(self, state: State, parts: tuple[Region, ...]) -> None:
-        self._state, self._parts = state, iter(parts)
+    def __init__(self, state: State) -> None:
+        self._state, self._parts = state, iter(_parts(state.region))
         self._points: list[Interval | None] = [None] * len(state.program.steps)
         self._radius: dict[int, Tensor] = {}  # of inputs and of results of nonlinear steps
         self._found: dict[int, Ball] = {}
