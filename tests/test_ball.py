@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -66,6 +67,25 @@ def test_radii_are_the_products_of_norms_or_those_of_the_box() -> None:
     assert float(second.radius) == pytest.approx(0.25 * norms[0] * norms[1], rel=1e-6)
     torch.testing.assert_close(second.centre.flatten(),
                                net[:3](torch.zeros(1, 30).double()).flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_radii_cover_the_rounding_of_their_centres(dtype: torch.dtype) -> None:
+    """A ball of radius 0 holds one point, whose exact image in rationals lies in the next ball."""
+    torch.manual_seed(2)
+    net = torch.nn.Sequential(torch.nn.Linear(40, 20), torch.nn.ReLU(), torch.nn.Linear(20, 1))
+    with torch.no_grad():
+        net[0].weight.mul_(torch.logspace(-6, 6, 40))  # sums that round
+    graph = certify.from_torch(net.double(), torch.zeros(1, 40).double())
+    x = np.random.default_rng(0).normal(size=40).astype(np.float32).astype(float)
+    (ball,) = balls(state_of(graph, L2(x.reshape(1, 1, 40), 0.0), dtype)).values()
+    W, b = (p.detach().numpy() for p in (net[0].weight, net[0].bias))
+    gap = Fraction(0)
+    for row, offset, centre in zip(W, b, ball.centre.flatten().tolist(), strict=True):
+        exact = Fraction(float(offset)) + sum(
+            (Fraction(float(w)) * Fraction(v) for w, v in zip(row, x, strict=True)), Fraction(0))
+        gap += (exact - Fraction(centre)) ** 2
+    assert 0 < gap <= Fraction(float(ball.radius)) ** 2
 
 
 def test_balls_need_an_l2_ball_and_real_arithmetic() -> None:

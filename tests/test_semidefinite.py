@@ -89,19 +89,38 @@ def test_it_is_tighter_than_the_linear_programme(act: str, region: Region) -> No
         assert bool((-sdp.upper.reshape(-1) <= least(net, region, -eye)).all())
 
 
-def test_a_value_worked_out_by_hand() -> None:
-    """``-relu(x) - relu(-x)`` is ``-|x|``: from -1 to 0 on [-1, 1]."""
+def minus_absolute() -> Graph:
+    """``-relu(x) - relu(-x)``, which is ``-|x|``."""
     net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.ReLU(),
                               torch.nn.Linear(2, 1, bias=False)).double()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
         net[2].weight.copy_(torch.tensor([[-1.0, -1.0]]))
-    graph = certify.from_torch(net, torch.zeros(1, 1).double())
-    region = Linf(np.zeros((1, 1, 1)), 1.0)
+    return certify.from_torch(net, torch.zeros(1, 1).double())
+
+
+def test_a_value_worked_out_by_hand() -> None:
+    """``-|x|`` goes from -1 to 0 on [-1, 1]."""
     with torch.no_grad():
-        assert float(bound(graph, region, "sdp").lower) == pytest.approx(-1.0, abs=1e-6)
-        assert float(bound(graph, region, "sdp").lower) <= -1.0
-        assert float(bound(graph, region, "sdp").upper) == pytest.approx(0.0, abs=1e-6)
+        found = bound(minus_absolute(), Linf(np.zeros((1, 1, 1)), 1.0), "sdp")
+    assert float(found.lower) == pytest.approx(-1.0, abs=1e-6) and float(found.lower) <= -1.0
+    assert float(found.upper) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_multipliers_of_inequalities_count_only_where_positive() -> None:
+    """``y >= 0`` times -1 would cancel the objective ``-y`` and "prove" that it is at least 0."""
+    graph = minus_absolute()
+    program = prepare(graph, torch.float64)
+    region = fit(Linf(np.zeros((1, 1, 1)), 1.0), graph)
+    with torch.no_grad():
+        state = analyse(program, region, METHODS["crown"], Semantics.REAL, Limits(), Alpha())
+        rows = {program.output: torch.ones(1, 1, 1, 1).double()}
+        found = semidefinite_multipliers(state, rows)
+        for index, group in found.items():
+            for slot in range(len(group)):
+                given = {i: tuple(torch.zeros_like(w) for w in g) for i, g in found.items()}
+                given[index][slot].fill_(-1.0)
+                assert float(semidefinite_bounds(state, rows, given)) <= -1.0, (index, slot)
 
 
 @pytest.mark.parametrize("act", ["relu", "leaky"])

@@ -9,6 +9,7 @@ ANSWERS, EVERY, ROUNDING, META, TRAPS = (
     for name in ("exact_answers", "every_method", "rounding", "metamorphic", "traps")
 )
 ALL = (ANSWERS, META, ROUNDING, TRAPS, EVERY)
+BALL, SDP = "tests/test_ball.py", "tests/test_semidefinite.py"
 
 
 @dataclass(frozen=True)
@@ -321,5 +322,75 @@ MUTATIONS = (
         "    if bool((tiny * half == 0).any()):",
         "    if False:",
         (ROUNDING,),
+    ),
+    Mutation(
+        "ball: radius half as large",
+        f"{BOUNDS}/ball.py",
+        "total = total + norm * self._radius[source]",
+        "total = total + 0.5 * norm * self._radius[source]",
+        (BALL,),
+    ),
+    Mutation(
+        "ball: rounding of the centre free",
+        f"{BOUNDS}/ball.py",
+        "total = _reach(point, centre)",
+        "total = 0.0 * _reach(point, centre)",
+        (BALL,),
+    ),
+    Mutation(
+        "ball: price of the multiplier halved",
+        f"{BOUNDS}/dual.py",
+        "-0.5 * (1 + 2.0**-49) * k * radius**2",
+        "-0.25 * (1 + 2.0**-49) * k * radius**2",
+        (BALL,),
+    ),
+    Mutation(
+        "definite: no shift for rounding",
+        f"{BOUNDS}/definite.py",
+        "shift = 2 * _gamma(n + 2) * float(diagonal.sum()) + n * _TINY",
+        "shift = -1e-6 * float(diagonal.sum())",
+        ("tests/test_definite.py",),
+    ),
+    Mutation(
+        "sdp: shift not paid for",
+        f"{BOUNDS}/semidefinite.py",
+        "best = max(best, level - margin - shift * side * (1 + 2.0**-30))",
+        "best = max(best, level - margin)",
+        (SDP, ANSWERS),
+    ),
+    Mutation(
+        "sdp: multipliers of either sign",
+        f"{BOUNDS}/semidefinite.py",
+        "w if self.free else np.maximum(w, 0.0)",
+        "w",
+        (SDP,),
+    ),
+    Mutation(
+        "sdp: rounding free",
+        f"{BOUNDS}/semidefinite.py",
+        "return found, lost + float(most @ size @ most) * 2 * gamma(terms, UNIT64)",
+        "return found, 0.0 * lost",
+        (SDP, ANSWERS, ROUNDING),
+    ),
+    Mutation(
+        "substitutions: a candidate forgotten",
+        "certify/search/substitutions.py",
+        "for candidate in np.flatnonzero(self._real[free[at]]):",
+        "for candidate in np.flatnonzero(self._real[free[at]])[1:]:",
+        ("tests/test_substitution_search.py",),
+    ),
+    Mutation(
+        "substitutions: the budget one short",
+        "certify/core/region_substitutions.py",
+        "few = torch.where(rank < budget, change.topk",
+        "few = torch.where(rank + 1 < budget, change.topk",
+        ("tests/test_structured_regions.py",),
+    ),
+    Mutation(
+        "forward: float32 sums rounded to nearest",
+        f"{BOUNDS}/forward.py",
+        "low, up = (round_down(side.to(state.program.dtype)) for side in (low, up))",
+        "low, up = (side.to(state.program.dtype) + 1e-5 for side in (low, up))",
+        (ANSWERS, EVERY),
     ),
 )
