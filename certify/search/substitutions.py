@@ -1,8 +1,8 @@
 """Complete search over substitutions: one position after the other is settled.
 
 A sub-problem is again a region of substitutions: positions that are replaced for good, positions
-that stay, and what is left of the budget. Linear bounds prove most sub-problems long before they
-are single sequences; those are few or decided by running the network.
+that stay, and what is left of the budget. Linear bounds prove many of them; where few sequences are
+left, each is bounded as a point, and one that is not proved is given to the model itself.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class _Search:
         self._real = _real(self.region)
 
     def run(self) -> Findings:
+        """Until nothing is open, something is violated, or time is up."""
         while len(self.budget):
             if time.monotonic() > self.problem.limits.deadline:
                 return self._stopped(Verdict.TIMEOUT, "")
@@ -60,8 +61,8 @@ class _Search:
     def _look(self, chosen: np.ndarray, budget: np.ndarray) -> Findings | None:
         """Prove sub-problems or split them."""
         few = _count(self.region, chosen, budget) <= _FEW
-        if few.any():
-            answer = self._one_by_one(chosen[few], budget[few])
+        for settled, left in zip(chosen[few], budget[few], strict=True):
+            answer = self._one_by_one(self._members(settled, int(left)))
             if answer is not None:
                 return answer
         chosen, budget = chosen[~few], budget[~few]
@@ -91,10 +92,10 @@ class _Search:
             self.chosen = np.concatenate([self.chosen, part])
             self.budget = np.concatenate([self.budget, budget[here] - (candidate >= 0)])
 
-    def _one_by_one(self, chosen: np.ndarray, budget: np.ndarray) -> Findings | None:
-        rows = [r for c, b in zip(chosen, budget, strict=True) for r in self._members(c, int(b))]
-        for start in range(0, len(rows), _POINTS_AT_ONCE):
-            points = self._sequences(np.stack(rows[start:start + _POINTS_AT_ONCE]))
+    def _one_by_one(self, members: list[np.ndarray]) -> Findings | None:
+        """Bound single sequences, many at once; the first that is not proved ends the search."""
+        for start in range(0, len(members), _POINTS_AT_ONCE):
+            points = self._sequences(np.stack(members[start:start + _POINTS_AT_ONCE]))
             shape = self.problem.graph.input_shapes[0]
             box = Box(points.reshape(-1, *shape), points.reshape(-1, *shape)).batched(shape)
             for i in np.flatnonzero(~self._prove(box, "ibp")):
