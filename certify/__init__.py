@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Product,
         Substitutions,
         UnionOfBoxes,
+        Zonotope,
     )
     from certify.core.spec import Spec
     from certify.evaluation.evaluate import Evaluation, evaluate
@@ -64,6 +65,7 @@ _HOME = {
     "Product": "certify.core.region",
     "ProofFeatures": "certify.features",
     "Spec": "certify.core.spec",
+    "Zonotope": "certify.core.region",
     "Verdict": "certify.core.certificate",
     "bound": "certify.bounds.methods",
     "check": "certify.recheck",
@@ -90,7 +92,7 @@ _HOME = {
 __all__ = [
     "L0", "L1", "L2", "Bounds", "Box", "Certificate", "Ellipsoid", "Evaluation", "Linf", "Lp",
     "Polytope", "Product", "ProofFeatures", "Spec", "Substitutions", "UnionOfBoxes", "Verdict",
-    "__version__", "bound", "check", "evaluate", "evaluate_transform", "from_torch",
+    "Zonotope", "__version__", "bound", "check", "evaluate", "evaluate_transform", "from_torch",
     "grid_search", "lipschitz", "load", "load_array", "load_certificate", "load_region",
     "load_weights", "proof_features", "read_vnnlib", "smooth", "verify",
 ]

@@ -16,6 +16,7 @@ from certify.evaluation.transformed.certificates import certificate
 from certify.evaluation.transformed.pieces import Pieces
 from certify.evaluation.transformed.sweep import Finding
 from certify.importers.model_claim import claim_about
+from certify.semantic.planes import warped_planes
 from certify.semantic.transforms import TRANSFORMS, image_graph, named
 from certify.semantic.warp import warped_boxes
 
@@ -136,6 +137,61 @@ def test_a_wide_rotation_knows_the_turning_points_of_the_circle() -> None:
         there = transform_at(SMALL, ["rotate"], [angle])
         assert (there >= low[0]).all()
         assert (there <= high[0]).all()
+
+
+@pytest.mark.parametrize("names", [["rotate"], ["translate-x", "translate-y"], ["shear", "scale"],
+                                   ["rotate", "scale", "shear"]], ids="+".join)
+def test_planes_contain_samples_and_are_narrower_than_boxes(names: list[str]) -> None:
+    rng = np.random.default_rng(3)
+    chosen, images = named(names), rng.random((3, 3, 7, 6))
+    for width in (0.0, 0.02, 0.2):
+        low = np.array([t.identity for t in chosen]) - 0.01
+        high = low + width * (1 + 9 * np.array([t.name == "rotate" for t in chosen]))
+        region = warped_planes(images, chosen, low, high).batched((3, 7, 6))
+        lower, upper = warped_boxes(images, chosen, low, high)
+        theta = low + (high - low) * rng.random((50, len(names)))
+        theta[:2] = low, high
+        for n, image in enumerate(images):
+            points = np.stack([transform_at(image, names, t.tolist()) for t in theta])
+            one = certify.Zonotope(region.center[n:n + 1], region.generators[n:n + 1],
+                                   region.radius[n:n + 1]).batched((3, 7, 6))
+            assert one.contains(points[None, :6], 1e-12).all()
+            share = (theta - low) / np.where(high > low, high - low, 1.0) * 2 - 1
+            rest = points.reshape(50, -1) - (share @ one.generators[0]) * (high > low).any() \
+                - one.center.reshape(1, -1)
+            assert (np.abs(rest) <= one.radius.reshape(1, -1) + 1e-12).all()
+        assert float(region.radius.mean()) <= 0.5 * float((upper - lower).mean()) + 1e-9
+
+
+@pytest.mark.parametrize("ranges", [{"rotate": (-8.0, 8.0)},
+                                    {"translate-x": (-0.4, 0.4), "scale": (0.97, 1.03)}],
+                         ids="+".join)
+def test_what_planes_prove_holds_and_its_certificate_is_checked(ranges: dict) -> None:
+    rng, network = np.random.default_rng(3), classifier(1)
+    images = rng.random((8, 3, 7, 6))
+    labels = evaluate(network, torch.from_numpy(images)[:, None]).flatten(1).argmax(1).numpy()
+    found = {m: certify.evaluate_transform(network, images, labels, ranges, method=m, attack=0,
+                                           piece={n: (b - a) / 8 for n, (a, b) in ranges.items()})
+             for m in ("intervals", "planes")}
+    shares = {m: sum(f.share for f in each) for m, each in found.items()}
+    assert shares["planes"] > shares["intervals"]
+    checked = 0
+    for f, image in zip(found["planes"], images, strict=True):
+        graph = certify.semantic.transformed(network, image, list(ranges))
+        for block in f.proved:
+            low, high = f.pieces.ends(block)
+            theta = torch.from_numpy(low + (high - low) * rng.random((200, len(ranges))))
+            assert (evaluate(graph, theta).flatten(1).argmax(1) == f.label).all()
+        if f.certified:
+            checked += 1
+            assert certify.check(certificate(network, image, f), network)
+    assert checked
+
+
+def test_planes_are_for_geometric_transformations() -> None:
+    with pytest.raises(certify.core.errors.UsageError, match="planes"):
+        certify.evaluate_transform(classifier(1), np.zeros((1, 3, 7, 6)), [0],
+                                   {"rotate": (-1.0, 1.0), "contrast": (0.9, 1.1)}, method="planes")
 
 
 RANGES = [{"rotate": (-8.0, 8.0)}, {"brightness": (-0.3, 0.3)}, {"hue": (-60.0, 60.0)},

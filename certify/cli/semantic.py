@@ -39,7 +39,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--transform", required=True, type=transform, metavar="NAME=LOW:HIGH[/W]",
                         help="what may happen to the images, see below")
     parser.add_argument("--method", default="auto",
-                        choices=("auto", "intervals", "crown-ibp", "forward", "crown", "alpha"),
+                        choices=("auto", "intervals", "planes", "crown-ibp", "forward", "crown",
+                                 "alpha"),
                         help="default: auto, from cheap to tight")
     parser.add_argument("--attack", type=_points, default=241, metavar="N",
                         help="parameters tried by the attack, 0 for none (default: 241)")

@@ -16,12 +16,13 @@ import numpy as np
 
 from certify.bounds.decide import Means, Question, decide
 from certify.core.graph import Graph, chained
-from certify.core.region import Box, Product, Region
+from certify.core.region import Box, Product, Region, Zonotope
 from certify.core.spec import Spec
 from certify.evaluation.transformed.pieces import Block, Pieces
 from certify.ops import load
 from certify.ops.builder import Builder
 from certify.semantic.edits import transformed
+from certify.semantic.planes import warped_planes
 from certify.semantic.transforms import Transform, named
 from certify.semantic.warp import warped_boxes
 
@@ -126,6 +127,28 @@ class Warped:
     def _box(self, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
         low, high = self._task.pieces.ends(wanted.block)
         return warped_boxes(self._task.images[wanted.images], self._moves, low, high)
+
+
+class Planed:
+    """Planes per pixel in front of linear bounds of the network; for geometric transformations."""
+
+    method = "crown-ibp"
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def prove(self, wanted: Sequence[Wanted]) -> Iterator[Proved]:
+        """Each block for its images."""
+        task, shape = self._task, self._task.network.input_shapes[0]
+        for block, images in wanted:
+            low, high = task.pieces.ends(block)
+            for start in range(0, len(images), _AT_ONCE_GRAFTED):
+                here = images[start:start + _AT_ONCE_GRAFTED]
+                found = warped_planes(task.images[here], task.transforms, low, high)
+                region = Zonotope(np.asarray(found.center).reshape(-1, *shape), found.generators,
+                                  np.asarray(found.radius).reshape(-1, *shape)).batched(shape)
+                yield Proved(block, here, decided(task.network, region, task.labels[here],
+                                                  task.classes, self.method, task.means))
 
 
 class Grafted:

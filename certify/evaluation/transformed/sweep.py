@@ -14,14 +14,15 @@ from certify.core.errors import BadInput, UsageError
 from certify.core.semantics import Semantics
 from certify.evaluation.transformed.attack import grid_points, predictions
 from certify.evaluation.transformed.pieces import Block, Pieces
-from certify.evaluation.transformed.provers import Grafted, Task, Wanted, Warped
+from certify.evaluation.transformed.provers import Grafted, Planed, Task, Wanted, Warped
 from certify.semantic.transforms import checked_image, named
 
 if TYPE_CHECKING:
     from certify.core.graph import Graph
 
-METHODS = ("auto", "intervals", "crown-ibp", "forward", "crown", "alpha")
-_LADDERS = {True: ("intervals", "forward", "crown-ibp"), False: ("forward", "crown")}
+METHODS = ("auto", "intervals", "planes", "crown-ibp", "forward", "crown", "alpha")
+Prover = Warped | Planed | Grafted
+_LADDERS = {True: ("intervals", "planes", "forward", "crown-ibp"), False: ("forward", "crown")}
 _FIRST_BLOCK = {True: 8, False: 64}  # pieces in the first blocks tried; keys: moves pixels?
 
 
@@ -144,6 +145,7 @@ class Options:
         piece: width of the smallest pieces by name of transformation, or of all; default: 64
             pieces per range.
         method: ``"intervals"`` (geometric transformations; fast, for many images together);
+            ``"planes"`` (likewise; planes per pixel, then linear bounds of the network);
             ``"crown-ibp"``, ``"forward"``, ``"crown"`` or ``"alpha"`` (linear bounds in the
             parameters); ``"auto"``: from cheap to tight, each on what is still open.
         attack: parameters tried by the attack; 0 for none.
@@ -233,23 +235,26 @@ def ladder(names: Sequence[str], options: Options) -> tuple[str, ...]:
         UsageError: the method is about other transformations.
     """
     moves = named(names)[0].geometric
-    if options.method == "intervals" and not moves:
-        raise UsageError("method 'intervals' is about geometric transformations; use crown")
+    every = all(t.geometric for t in named(names))
+    if (options.method == "intervals" and not moves) or (options.method == "planes" and not every):
+        raise UsageError(f"method {options.method!r} is about geometric transformations; use crown")
     if options.method != "auto":
         return (options.method,)
-    # 'forward' speaks of real arithmetic only
-    return tuple(n for n in _LADDERS[moves] if (n, options.semantics) != ("forward", "float32"))
+    # 'forward' speaks of real arithmetic only, planes of geometric transformations
+    barred = {"forward"} if options.semantics == "float32" else set()
+    return tuple(n for n in _LADDERS[moves] if n not in barred | (set() if every else {"planes"}))
 
 
-def _stages(task: Task, options: Options) -> list[tuple[Warped | Grafted, int]]:
+def _stages(task: Task, options: Options) -> list[tuple[Prover, int]]:
     """Provers from cheap to tight, with the size of the blocks each begins with."""
     size = _FIRST_BLOCK[task.transforms[0].geometric]
-    return [(Warped(task) if n == "intervals" else Grafted(task, n), size)
+    special: dict[str, type[Warped | Planed]] = {"intervals": Warped, "planes": Planed}
+    return [(special[n](task) if n in special else Grafted(task, n), size)
             for n in ladder(task.pieces.names, options)]
 
 
 def _prove(task: Task, found: list[Finding], right: np.ndarray,
-           stage: tuple[Warped | Grafted, int], hit: Mapping[int, np.ndarray]) -> None:
+           stage: tuple[Prover, int], hit: Mapping[int, np.ndarray]) -> None:
     """Prove blocks, split those that are not, down to single pieces."""
     prover, most = stage
     quick = isinstance(prover, Warped)  # serves all images at once
