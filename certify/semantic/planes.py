@@ -17,7 +17,7 @@ from certify.core.region import Zonotope
 from certify.semantic.transforms import Transform
 from certify.semantic.warp import warped_boxes
 
-_PARTS = 8  # per parameter, to begin with
+_PARTS = 8  # of the range of one parameter, to begin with; fewer per parameter for several
 _HALVED = 8  # parts that are halved afterwards
 _SLACK = 2.0**-40
 _Ends = tuple[np.ndarray, np.ndarray]
@@ -34,7 +34,8 @@ def warped_planes(images: np.ndarray, moves: Sequence[Transform], lower: np.ndar
         lower, upper: ``(k,)``.
     """
     middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower)
-    cuts = [np.linspace(a, b, _PARTS + 1) if b > a else np.array([a, b])
+    parts = max(2, round(_PARTS ** (2 / (1 + len(moves)))))
+    cuts = [np.linspace(a, b, parts + 1) if b > a else np.array([a, b])
             for a, b in zip(lower, upper, strict=True)]
     grids = [np.meshgrid(*side, indexing="ij") for side in (
         [c[:-1] for c in cuts], [c[1:] for c in cuts])]
