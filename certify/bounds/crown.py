@@ -181,38 +181,32 @@ def _from_parts(state: State, index: int) -> bool:
     of such (and nothing but exact arithmetic is wanted: what a deployed network rounds does not
     add up)."""
     region, program = state.region, state.program
-    if state.semantics is Semantics.FLOAT32:
+    one = None if state.semantics is Semantics.FLOAT32 else region.rows([0]).parts_of_affine()
+    if one is None:
         return False
-    parts = region.parts_of_affine()
-    if parts is None:
-        return False
-    lower, upper = (to_tensor(side).to(program.device) for side in parts)
-    B, M = lower.shape[:2]
-    size = max(math.prod(program.shape(i)) for i in program.ancestors[index])
+    size = one[0].shape[1] * max(math.prod(program.shape(i)) for i in program.ancestors[index])
     at_once = max(1, state.limits.memory // (64 * size))
-    values = []
-    for first in range(0, B * M, at_once):
-        here = slice(first, first + at_once)
-        values.append(_images(state, index, *(
-            side.reshape(B * M, *lower.shape[2:])[here] for side in (lower, upper))))
-    low, high = (torch.cat(side).reshape(B, M, -1).double() for side in zip(*values, strict=True))
-    ends = region.affine_range(low, high)
+    found = []
+    for first in range(0, region.batch, at_once):
+        part = region.rows(range(first, min(first + at_once, region.batch)))
+        found.append(part.affine_range(*_images(state, index, part.parts_of_affine())))
+    low, high = (torch.cat(side) for side in zip(*found, strict=True))
     if state.semantics.rigorous:
-        low, high = (turn(end, program.dtype) for turn, end in zip(
-            (directed.round_down, directed.round_up), ends, strict=True))
-    else:
-        low, high = (end.to(program.dtype) for end in ends)
-    shape = (B, *program.shape(index))
-    found = Interval(low.reshape(shape), high.reshape(shape))
-    state.bounds[index] = intersect(state.box(index), found)
+        low, high = directed.round_down(low, program.dtype), directed.round_up(high, program.dtype)
+    shape = (region.batch, *program.shape(index))
+    ends = (end.to(program.dtype).reshape(shape) for end in (low, high))
+    state.bounds[index] = intersect(state.box(index), Interval(*ends))
     return True
 
 
-def _images(state: State, index: int, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Intervals of a step over boxes of the only model input, ``(N, n)`` each."""
+def _images(state: State, index: int, boxes: Any) -> tuple[Tensor, Tensor]:
+    """Intervals of a step over boxes ``(B, M, *shape)`` of the only model input, ``(B, M, n)``
+    each, float64."""
     program = state.program
     bounds: list[Interval | None] = [None] * len(program.steps)
     (source,) = program.inputs
+    B, M = boxes[0].shape[:2]
+    lower, upper = (to_tensor(side).to(program.device).flatten(0, 1) for side in boxes)
     bounds[source] = Interval(_to(program, lower, -torch.inf), _to(program, upper, torch.inf))
     for i in sorted(program.ancestors[index] - {source}):
         step = program.steps[i]
@@ -221,7 +215,8 @@ def _images(state: State, index: int, lower: Tensor, upper: Tensor) -> tuple[Ten
     found = bounds[index]
     if found is None:
         raise TypeError(f"step {index} has no bounds")
-    return per_example(found.lower), per_example(found.upper)
+    low, high = (side.expand(B * M, *side.shape[1:]).reshape(B, M, -1).double() for side in found)
+    return low, high
 
 
 def row_bounds(

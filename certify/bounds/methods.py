@@ -72,6 +72,7 @@ class Method:
         refine: intermediate bounds by backward passes (CROWN), not by intervals alone.
         passes: what bounds the rows, the best of: ``"interval"``, ``"backward"``, ``"forward"``,
             ``"alpha"``, and those of `MULTIPLIERS`.
+        optimise: slopes of the backward passes for intermediate bounds too.
         forward: run the forward sweep (search semantics only).
         small: for small networks: a solver finds what to state.
     """
@@ -80,6 +81,7 @@ class Method:
     summary: str
     refine: bool
     passes: tuple[str, ...]
+    optimise: bool = False
     forward: bool = False
     small: bool = False
 
@@ -112,6 +114,7 @@ METHODS = {
             "CROWN with slopes optimised per row (Xu et al. 2021)",
             True,
             ("interval", "alpha"),
+            optimise=True,
         ),
         Method(
             "dual",
@@ -130,6 +133,7 @@ METHODS = {
             "alpha, then neurons coupled by a ball, for L2 balls (Chiu et al. 2025)",
             True,
             ("interval", "backward", "sdp-crown"),
+            optimise=True,
         ),
         Method(
             "lp",
@@ -223,8 +227,7 @@ def analyse(
                 "method 'forward' speaks of real arithmetic only; use 'crown' for float32"
             )
         return forward_state(program, region, semantics, limits)
-    optimised = {"alpha", "sdp-crown"} & set(method.passes)
-    plan = Plan(refine=method.refine, alpha=alpha.inner if optimised else None)
+    plan = Plan(refine=method.refine, alpha=alpha.inner if method.optimise else None)
     return tighten(program, region, plan, semantics, limits)
 
 

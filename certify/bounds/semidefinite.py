@@ -28,7 +28,7 @@ from certify.bounds.crown import Slopes, State
 from certify.bounds.definite import is_semidefinite
 from certify.bounds.program import Step, to_tensor
 from certify.bounds.rounding import UNIT64, gamma
-from certify.bounds.triangle import affine_rows, every_element, has_lines, lines_of
+from certify.bounds.triangle import affine_rows, every_element, has_lines, lines_of, per_element
 from certify.core.errors import LimitExceeded, UsageError
 from certify.core.region import L2, Product
 from certify.ops.families import Lines
@@ -193,27 +193,19 @@ class _Problem:
     def _bent(self, step: Step) -> np.ndarray | float:
         """How far a deployed network may stray from the function."""
         error = self._state.errors.get(step.index)
-        if error is None:
-            return 0.0
-        found: np.ndarray = error[min(self._example, len(error) - 1)].expand(
-            step.site.shape).reshape(-1).double().cpu().numpy()
-        return found
+        return 0.0 if error is None else per_element(step, error.unsqueeze(1), self._example)
 
     def _halves_lines(self, step: Step) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
         """Both halves, and the chord on the other side."""
         halves, relaxed = self._halves(step), self._state.relax(step)
         if halves is None or not isinstance(relaxed, Lines):
             return None
-        size = len(halves[0])
 
         def flat(values: Tensor | None) -> np.ndarray:
-            if values is None:
-                return np.zeros(size)
-            one = values[min(self._example, len(values) - 1), 0]
-            return one.expand(step.site.shape).reshape(-1).double().cpu().numpy()
+            return per_element(step, values, self._example)
 
         sign = np.where(halves[0] <= halves[1], 1.0, -1.0)
-        convex, zero = sign > 0, np.zeros(size)
+        convex, zero = sign > 0, np.zeros(len(sign))
         chord = np.where(convex, flat(relaxed.up[0]), flat(relaxed.low[0]))
         away = np.where(convex, flat(relaxed.up_c), flat(relaxed.low_c))
         return [(halves[0], zero, sign), (halves[1], zero, sign), (chord, away, -sign)]

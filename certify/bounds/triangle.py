@@ -185,16 +185,17 @@ def has_lines(state: State, step: Step) -> bool:
     return isinstance(state.relax(step), Lines)
 
 
+def per_element(step: Step, values: Tensor | None, example: int) -> np.ndarray:
+    """One example's numbers ``(n,)`` of a relaxation's ``(B or 1, 1, *shape)``; 0 for None."""
+    if values is None:
+        return np.zeros(math.prod(step.site.shape))
+    one = values[min(example, len(values) - 1), 0]
+    return one.expand(step.site.shape).reshape(-1).double().cpu().numpy()
+
+
 def lines_of(state: State, step: Step, example: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """Lines below (sign +1) and above (-1) a function of one element: slopes and intercepts."""
-    operands, size = step.operands(state.bounds), math.prod(step.site.shape)
-
-    def flat(values: Tensor | None) -> np.ndarray:
-        if values is None:
-            return np.zeros(size)
-        one = values[min(example, len(values) - 1), 0]
-        return one.expand(step.site.shape).reshape(-1).double().numpy()
-
+    operands = step.operands(state.bounds)
     ranges = step.curve.slopes(step.site, *operands) if step.curve.slopes else ()
     choices: list[tuple[Tensor, ...] | None] = [None]
     choices += [tuple(s.low for s in ranges), tuple(s.high for s in ranges)] if ranges else []
@@ -205,5 +206,5 @@ def lines_of(state: State, step: Step, example: int) -> list[tuple[np.ndarray, n
             continue
         for a, c, sign in ((relaxed.low[0], relaxed.low_c, 1.0),
                            (relaxed.up[0], relaxed.up_c, -1.0)):
-            found.append((flat(a), flat(c), sign))
+            found.append((per_element(step, a, example), per_element(step, c, example), sign))
     return found

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LARGEST = 2**26  # numbers in the single substitutions of one example, written out
+
+
 @register
 @dataclass(frozen=True, eq=False)
 class Substitutions(Region):
@@ -129,10 +132,12 @@ class Substitutions(Region):
         rank = gains.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
         return rank < budget.reshape(-1, 1, 1)
 
-    def parts_of_affine(self) -> tuple[Array, Array]:
+    def parts_of_affine(self) -> tuple[Array, Array] | None:
         """The centre, and every single substitution."""
         center, candidates = widened(self.center), widened(self.candidates)
         B, L, C, d = candidates.shape
+        if L * C * L * d > _LARGEST:
+            return None
         if is_tensor(center):
             single = center.reshape(B, 1, 1, L, d).expand(B, L, C, L, d).clone()
         else:

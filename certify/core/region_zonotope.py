@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _STEPS = 600  # of a projection
 _FITS = 1e-4  # of its size: how far a point may stay outside, which `contains` then tells
 
+
 @register
 @dataclass(frozen=True, eq=False)
 class Zonotope(Region):

@@ -7,6 +7,7 @@ left, each is bounded as a point, and one that is not proved is given to the mod
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from certify.bounds.decide import Means, Question, decide
 from certify.bounds.evaluate import evaluate
 from certify.core.certificate import Verdict
 from certify.core.region import Box, Region, Substitutions
+from certify.core.region_substitutions import every_member
 from certify.search.problem import Findings, Problem
 
 _AT_ONCE = 64
@@ -61,8 +63,10 @@ class _Search:
     def _look(self, chosen: np.ndarray, budget: np.ndarray) -> Findings | None:
         """Prove sub-problems or split them."""
         few = _count(self.region, chosen, budget) <= _FEW
-        for settled, left in zip(chosen[few], budget[few], strict=True):
-            answer = self._one_by_one(self._members(settled, int(left)))
+        for i in np.flatnonzero(few):
+            here = slice(i, i + 1)
+            answer = self._one_by_one(
+                self._region(self._sequences(chosen[here]), chosen[here], budget[here]))
             if answer is not None:
                 return answer
         chosen, budget = chosen[~few], budget[~few]
@@ -92,33 +96,18 @@ class _Search:
             self.chosen = np.concatenate([self.chosen, part])
             self.budget = np.concatenate([self.budget, budget[here] - (candidate >= 0)])
 
-    def _one_by_one(self, members: list[np.ndarray]) -> Findings | None:
+    def _one_by_one(self, region: Substitutions) -> Findings | None:
         """Bound single sequences, many at once; the first that is not proved ends the search."""
-        for start in range(0, len(members), _POINTS_AT_ONCE):
-            points = self._sequences(np.stack(members[start:start + _POINTS_AT_ONCE]))
-            shape = self.problem.graph.input_shapes[0]
-            box = Box(points.reshape(-1, *shape), points.reshape(-1, *shape)).batched(shape)
-            for i in np.flatnonzero(~self._prove(box, "ibp")):
+        members, shape = every_member(region), self.problem.graph.input_shapes[0]
+        while points := list(itertools.islice(members, _POINTS_AT_ONCE)):
+            stacked = np.stack(points)
+            for i in np.flatnonzero(~self._prove(Box(stacked, stacked).batched(shape), "ibp")):
                 unsafe = self.problem.suspect is not None and self.problem.suspect(
                     points[i].reshape(-1))
                 return self._stopped(
                     Verdict.VIOLATED if unsafe else Verdict.UNKNOWN,
                     "" if unsafe else "a single sequence is too close to call")
         return None
-
-    def _members(self, chosen: np.ndarray, budget: int) -> list[np.ndarray]:
-        """All ways to settle what is free."""
-        found, free = [chosen], np.flatnonzero(chosen == -1)
-        pending = [(chosen, 0, budget)]
-        while pending:
-            base, start, left = pending.pop()
-            for at in range(start, len(free) if left else 0):
-                for candidate in np.flatnonzero(self._real[free[at]]):
-                    other = base.copy()
-                    other[free[at]] = candidate
-                    found.append(other)
-                    pending.append((other, at + 1, left - 1))
-        return found
 
     def _prove(self, region: Region, method: str) -> np.ndarray:
         problem = self.problem
@@ -142,7 +131,8 @@ class _Search:
         found: np.ndarray = np.where((chosen >= 0)[..., None], picked, center)
         return found
 
-    def _region(self, centres: np.ndarray, chosen: np.ndarray, budget: np.ndarray) -> Region:
+    def _region(self, centres: np.ndarray, chosen: np.ndarray, budget: np.ndarray
+                ) -> Substitutions:
         _, candidates = self._arrays()
         free = (chosen == -1)[..., None, None]
         allowed = np.where(free, candidates[None], centres[:, :, None])

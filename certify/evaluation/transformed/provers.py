@@ -16,7 +16,7 @@ import numpy as np
 
 from certify.bounds.decide import Means, Question, decide
 from certify.core.graph import Graph, chained
-from certify.core.region import Box, Product, Region, Zonotope
+from certify.core.region import Box, Product, Region, as_inputs
 from certify.core.spec import Spec
 from certify.evaluation.transformed.pieces import Block, Pieces
 from certify.ops import load
@@ -144,9 +144,9 @@ class Planed:
             low, high = task.pieces.ends(block)
             for start in range(0, len(images), _AT_ONCE_GRAFTED):
                 here = images[start:start + _AT_ONCE_GRAFTED]
-                found = warped_planes(task.images[here], task.transforms, low, high)
-                region = Zonotope(np.asarray(found.center).reshape(-1, *shape), found.generators,
-                                  np.asarray(found.radius).reshape(-1, *shape)).batched(shape)
+                images_of = task.images[here]
+                found = warped_planes(images_of, task.transforms, low, high)
+                (region,) = as_inputs(found.batched(images_of.shape[1:]), [shape])
                 yield Proved(block, here, decided(task.network, region, task.labels[here],
                                                   task.classes, self.method, task.means))
 
