@@ -374,10 +374,10 @@ MUTATIONS = (
     ),
     Mutation(
         "substitutions: a candidate forgotten",
-        "certify/search/substitutions.py",
-        "for candidate in np.flatnonzero(self._real[free[at]]):",
-        "for candidate in np.flatnonzero(self._real[free[at]])[1:]:",
-        ("tests/test_substitution_search.py",),
+        "certify/core/region_substitutions.py",
+        "for choice in itertools.product(*(options[i] for i in places)):",
+        "for choice in itertools.product(*(options[i][1:] for i in places)):",
+        ("tests/test_structured_regions.py",),
     ),
     Mutation(
         "substitutions: the budget one short",
